@@ -1,0 +1,567 @@
+"""Admit: each event once; later its answer, or its expiry. The moment a label is revealed is decided here.
+
+Admit stands in front of the features, so that label-derived features (a target mean, a terminal's fraud rate) see an
+answer with all its keys at the moment it is revealed and never before. It walks the total order, item by item:
+
+1. The clock is the newest event time so far. Answers and expiries due at or before it come first, in the order
+   (due, order of question): a label due at t is known before the question at t.
+2. A label is matched with its open question and answers it; one whose question has not come yet waits for it; all
+   others (duplicates, revisions, orphans, after the expiry) are rejects with a reason.
+3. An event that was not seen before is a question: its features are asked for, its label is awaited.
+
+A question expires when the clock passes its horizon: a label at exactly the horizon is still in time.
+What each step has to do for a batch is collected in a `Work`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
+from operator import itemgetter
+from typing import Any
+from zlib import crc32
+
+from dataflows.events import Event, EventId, Reject, reject, to_datetime, to_time_us
+from dataflows.job import DISCARD, Job, delay_function
+from dataflows.order import LABEL, Batch, Item, Raw, raw_bytes
+from features.lookup import Lookup
+from features.spec import Derived, Entity, Fields
+
+QUESTION = 0
+ANSWER = 1
+DISCARDED = 2
+"""What a learner is told, as tuples with these fields; the position orders the operations of a batch over all learners:
+(QUESTION, position, question's number, place in the batch, id, time, late, model key, values of the event alone),
+(ANSWER, position, question's number, label, moment, assumed), (DISCARDED, position, question's number)."""
+
+GLOBAL_GROUP = 1
+"""The key group of a global model: not the one of the reader, so that two workers share the work."""
+
+Row = tuple[int, Any, int, tuple[Any, ...] | None]
+"""(place of the question in the batch, or -1 to observe only; entity; time; values, or None to read only)."""
+
+
+class _NoLabel:
+    """The type of `NO_LABEL`: labels may be None, 0, False or "", so absence has an object of its own."""
+
+    def __reduce__(self) -> str:
+        return "NO_LABEL"
+
+
+NO_LABEL = _NoLabel()
+
+
+def key_group(key: Any, groups: int) -> int:
+    """The key group of an entity, the same in every process: crc32 of its text.
+
+    >>> key_group("card-7", 16) == key_group("card-7", 16)
+    True
+    """
+    return crc32(str(key).encode()) % groups
+
+
+class Work:
+    """What one batch asks of the steps behind admit.
+
+    `features` holds rows by (entity declaration, key group), `learners` operations by learner key group;
+    `reads` says, by learner key group, which features answer its questions, and `owners` by place, whose they are.
+    """
+
+    __slots__ = (
+        "number", "questions", "operations", "features", "learners", "reads", "owners", "rejects", "watermark",
+        "clock", "end", "status",
+    )  # fmt: skip
+
+    def __init__(self, batch: Batch) -> None:
+        self.number = batch.number
+        self.questions = 0
+        self.operations = 0
+        self.features: dict[tuple[int, int], list[Row]] = {}
+        self.learners: dict[int, list[tuple[Any, ...]]] = {}
+        self.reads: dict[int, set[tuple[int, int]]] = {}
+        self.owners: list[int] = []
+        self.rejects: list[Reject] = list(batch.rejects)
+        self.watermark = batch.watermark
+        self.clock: int | None = None
+        self.end = batch.end
+        self.status: dict[str, Any] = {}
+
+
+class _Open:
+    """A question that waits for its label: what it takes to answer it."""
+
+    __slots__ = ("id", "time", "group", "rows", "match", "label")
+
+    def __init__(
+        self, id: EventId, time: int, group: int, rows: list[Any], match: Hashable, label: Any = NO_LABEL
+    ) -> None:
+        self.id = id
+        self.time = time
+        self.group = group
+        self.rows = rows
+        self.match = match
+        self.label = label
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return (self.id, self.time, self.group, self.rows, self.match, self.label)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.id, self.time, self.group, self.rows, self.match, self.label = state
+
+
+class _Remembered:
+    """A dict that forgets its oldest entries beyond a bound."""
+
+    __slots__ = ("entries", "_order", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        self.entries: dict[Hashable, Any] = {}
+        self._order: deque[Hashable] = deque()
+        self._limit = limit
+
+    def add(self, key: Hashable, value: Any) -> int:
+        """Remember; how many entries were forgotten for it (0 or 1)."""
+        if key not in self.entries:
+            self._order.append(key)
+        self.entries[key] = value
+        if len(self._order) <= self._limit:
+            return 0
+        del self.entries[self._order.popleft()]
+        return 1
+
+
+class _EntityRows:
+    """How one Entity declaration takes its key and values from an event."""
+
+    __slots__ = ("index", "of_labels", "key", "values", "where", "label_at")
+
+    def __init__(self, index: int, entity: Entity, label_field: str) -> None:
+        self.index = index
+        self.of_labels = entity.of == "labels"
+        self.key = _key_getter(entity.key)
+        self.label_at = -1
+        columns = entity.columns
+        if self.of_labels and label_field in columns:
+            self.label_at = columns.index(label_field)
+        self.values = _values_getter(columns, label_field if self.of_labels else None)
+        self.where = entity.where
+
+    def answered(self, values: tuple[Any, ...], label: Any) -> tuple[Any, ...]:
+        """The values with the label in its place."""
+        at = self.label_at
+        return values if at < 0 else (*values[:at], label, *values[at + 1 :])
+
+
+def _key_getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], Any]:
+    """The entity's key, None if any part of it is None: then there is no entity to keep features of."""
+    if len(names) == 1:
+        return itemgetter(names[0])
+    getter = itemgetter(*names)
+
+    def compound(row: dict[str, Any]) -> tuple[Any, ...] | None:
+        key = getter(row)
+        return None if None in key else key
+
+    return compound
+
+
+def _values_getter(columns: tuple[str, ...], hole: str | None) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    names = [c for c in columns if c != hole]
+    if len(names) < len(columns):
+        return lambda row: tuple([None if c == hole else row[c] for c in columns])
+    if not names:
+        return lambda row: ()
+    if len(names) == 1:
+        name = names[0]
+        return lambda row: (row[name],)
+    return itemgetter(*names)
+
+
+class Admit:
+    """Turns ordered batches into work for the features and the learner; holds ids, open questions, early labels.
+
+    Parameters
+    ----------
+    job
+        The declaration.
+    groups
+        Number of key groups that entities (and with `per`, models) are spread over.
+    state
+        What `snapshot` returned.
+    """
+
+    def __init__(self, job: Job, groups: int = 1, state: dict[str, Any] | None = None) -> None:
+        self._label = job.label
+        self._kind = job.label.kind
+        self._groups = groups
+        self._derived = [f for f in job.features if isinstance(f, Derived)]
+        self._entities = [_EntityRows(i, e, job.label.field) for i, e in enumerate(job.entities)]
+        self._static = _static_values(job)
+        self._per = _key_getter(job.per) if job.per else None
+        self._global_group = GLOBAL_GROUP % groups
+        self._delay = delay_function(job.label)
+        self._has_ids = job.events.event.id_field is not None
+        self._match_event, self._match_label = _matchers(job)
+        self._target_key = _key_getter(job.label.by) if job.label.by else None
+        state = state or {}
+        self.counts: Counter[str] = state.get("counts", Counter())
+        self._clock: int = state.get("clock", -(2**63))
+        self._seq: int = state.get("seq", 0)
+        self._ids: _Remembered = _resume(state, "ids", job.max_ids)
+        self._closed: _Remembered = _resume(state, "closed", job.max_ids)
+        self._open: dict[int, _Open] = state.get("open", {})
+        self._oldest: int = state.get("oldest", 1)
+        self._waiting: dict[Hashable, tuple[int, ...]] = state.get("waiting", {})
+        self._due: list[tuple[int, int]] = state.get("due", [])
+        self._early: dict[Hashable, tuple[Any, int, str, Raw]] = state.get("early", {})
+        self._early_order: deque[tuple[int, Hashable]] = state.get("early_order", deque())
+        self._targets: dict[Any, deque[tuple[int, int]]] = state.get("targets", {})
+
+    def __len__(self) -> int:
+        """Open questions."""
+        return len(self._open)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All state; picklable. Live objects: pickle before going on."""
+        return {
+            "counts": self.counts,
+            "clock": self._clock,
+            "seq": self._seq,
+            "ids": self._ids,
+            "closed": self._closed,
+            "open": self._open,
+            "oldest": self._oldest,
+            "waiting": self._waiting,
+            "due": self._due,
+            "early": self._early,
+            "early_order": self._early_order,
+            "targets": self._targets,
+        }
+
+    def admit(self, batch: Batch) -> Work:
+        """Walk a batch; see the module's text."""
+        work = Work(batch)
+        due = self._due
+        for item in batch.items:
+            time = item[0]
+            late = time < self._clock
+            if not late:
+                self._clock = time
+                if due and due[0][0] <= time:
+                    self._reveal(time, work)
+                if self._early_order:
+                    self._forget_early(time - self._label.early, work)
+            if item[1] == LABEL:
+                self._take_label(item, work)
+            else:
+                self._take_event(item, late, work)
+        if batch.end:
+            self._finish(work)
+        work.clock = self._clock if self._seq or batch.items else None
+        return work
+
+    # -- events
+
+    def _take_event(self, item: Item, late: bool, work: Work) -> None:
+        time, _, id, name, offset, event, raw = item
+        if id is None:
+            id = f"{name}:{offset}"
+        elif id in self._ids.entries:
+            self._reject("duplicate_event", f"event {id!r} was processed before", item, work)
+            return
+        try:
+            row = vars(event)
+            if self._derived:
+                row = self._with_derived(event, row)
+            static = self._static(row)
+            entities = self._entity_rows(event, row)
+            key = self._per(row) if self._per is not None else None
+            delay = self._delay(event) if self._kind == "field" else 0
+        except Exception as error:  # whatever a user's function raises spoils its event, not the job
+            self._reject("function_error", f"{type(error).__name__}: {error}", item, work)
+            return
+        if self._has_ids:
+            self.counts["ids_forgotten"] += self._ids.add(id, None)
+        if self._target_key is not None:
+            self._answer_targets(row, time, work)
+        self._ask(work, id, time, late, key, static, entities)
+        self._await_label(row, id, time, delay, entities, work, key)
+
+    def _with_derived(self, event: Event, row: dict[str, Any]) -> dict[str, Any]:
+        row = row.copy()
+        for derived in self._derived:
+            row[derived.name] = derived.fn(event)
+        return row
+
+    def _entity_rows(self, event: Event, row: dict[str, Any]) -> list[tuple[_EntityRows, int, Any, tuple[Any, ...] | None]]:
+        rows = []
+        groups = self._groups
+        for entity in self._entities:
+            key = entity.key(row)
+            if key is None:
+                continue
+            values = entity.values(row) if entity.where is None or entity.where(event) else None
+            rows.append((entity, key_group(key, groups) if groups > 1 else 0, key, values))
+        return rows
+
+    def _ask(
+        self, work: Work, id: EventId, time: int, late: bool, key: Any, static: tuple[Any, ...], entities: list[Any]
+    ) -> None:
+        place = work.questions
+        work.questions += 1
+        self._seq += 1
+        self.counts["questions"] += 1
+        self.counts["late_events"] += late
+        group = self._global_group if self._per is None else key_group(key, self._groups)
+        work.owners.append(group)
+        reads = work.reads.get(group)
+        if reads is None:
+            reads = work.reads[group] = set()
+        features = work.features
+        for entity, entity_group, entity_key, values in entities:
+            where = (entity.index, entity_group)
+            row: Row = (place, entity_key, time, None if entity.of_labels else values)
+            reads.add(where)
+            if where in features:
+                features[where].append(row)
+            else:
+                features[where] = [row]
+        self._tell(work, group, QUESTION, self._seq, place, id, time, late, key, static)
+
+    def _tell(self, work: Work, group: int, kind: int, *details: Any) -> None:
+        operation = (kind, work.operations, *details)
+        work.operations += 1
+        operations = work.learners.get(group)
+        if operations is None:
+            operations = work.learners[group] = []
+        operations.append(operation)
+
+    # -- labels to come
+
+    def _await_label(
+        self, row: dict[str, Any], id: EventId, time: int, delay: int, entities: list[Any], work: Work, key: Any
+    ) -> None:
+        label = self._label
+        seq = self._seq
+        rows = [(e.index, g, k, v) for e, g, k, v in entities if e.of_labels and v is not None]
+        match = self._match_event(row, id, time) if self._kind == "stream" else None
+        question = _Open(id, time, work.owners[-1], rows, match)
+        self._open[seq] = question
+        expires = None if label.horizon is None else time + label.horizon + 1
+        if self._kind == "field":
+            value = row[label.field]
+            if value is not None and (expires is None or delay <= label.horizon):
+                question.label = value
+                heapq.heappush(self._due, (time + max(delay, 0), seq))
+            elif expires is not None:
+                heapq.heappush(self._due, (expires, seq))
+            else:
+                self.counts["unlabelled"] += 1
+                self._discard(seq, work)
+            return
+        if expires is not None:
+            heapq.heappush(self._due, (expires, seq))
+        if self._kind == "later":
+            self._await_target(row, seq, time)
+        else:
+            self._waiting[match] = (*self._waiting.get(match, ()), seq)
+            if match in self._early:
+                self._answer_early(match, seq, time, work)
+        if len(self._open) > label.max_open:
+            self._push_out_oldest(work)
+
+    def _await_target(self, row: dict[str, Any], seq: int, time: int) -> None:
+        assert self._target_key is not None
+        key = self._target_key(row)
+        if key is not None:
+            self._targets.setdefault(key, deque()).append((time + self._label.after, seq))
+
+    def _answer_targets(self, row: dict[str, Any], time: int, work: Work) -> None:
+        """This event is the later event that earlier questions of its entity waited for."""
+        assert self._target_key is not None
+        key = self._target_key(row)
+        value = row[self._label.field]
+        waiting = self._targets.get(key)
+        if waiting is None or value is None:
+            return
+        while waiting and waiting[0][0] <= time:
+            _, seq = waiting.popleft()
+            if seq in self._open:
+                self._answer(seq, value, time, False, work)
+        if not waiting:
+            del self._targets[key]
+
+    def _answer_early(self, match: Hashable, seq: int, time: int, work: Work) -> None:
+        value, label_time, _, _ = self._early.pop(match)
+        self.counts["early_labels"] += 1
+        if self._label.revisions == "last":
+            self._open[seq].label = value
+        else:
+            self._answer(seq, value, max(label_time, time), False, work)
+
+    def _push_out_oldest(self, work: Work) -> None:
+        while self._oldest not in self._open:
+            self._oldest += 1
+        self.counts["open_over_bound"] += 1
+        self._expire(self._oldest, self._clock, work)
+
+    # -- labels that come
+
+    def _take_label(self, item: Item, work: Work) -> None:
+        time, _, _, _, _, event, _ = item
+        self.counts["labels"] += 1
+        value = getattr(event, self._label.field)
+        if value is None:
+            self._reject("label_missing", f"{self._label.field} is null", item, work)
+            return
+        match = self._match_label(event, item[2])
+        seqs = self._waiting.get(match)
+        if seqs is None:
+            self._unmatched(match, value, item, work)
+        elif self._label.revisions == "last":
+            for seq in seqs:
+                self.counts["revised_labels"] += self._open[seq].label is not NO_LABEL
+                self._open[seq].label = value
+        else:
+            for seq in seqs:
+                self._answer(seq, value, time, False, work)
+
+    def _unmatched(self, match: Hashable, value: Any, item: Item, work: Work) -> None:
+        closed = self._closed.entries.get(match, NO_LABEL)
+        if closed is None:
+            self._reject("late_label", "its question expired before", item, work)
+        elif closed is not NO_LABEL:
+            same = closed[0] == value
+            reason = "duplicate_label" if same else "label_revision"
+            self._reject(reason, f"label {value!r} came after {closed[0]!r} was learned", item, work)
+        elif match in self._early and self._label.revisions == "first":
+            self._reject("duplicate_label", f"label {value!r} came twice before its question", item, work)
+        else:
+            self._keep_early(match, value, item, work)
+
+    def _keep_early(self, match: Hashable, value: Any, item: Item, work: Work) -> None:
+        if match not in self._early:
+            self._early_order.append((item[0], match))
+        self._early[match] = (value, item[0], f"{item[3]}:{item[4]}", item[6])
+        while len(self._early) > self._label.max_early:
+            self._orphan(*self._early_order.popleft(), work)
+
+    def _forget_early(self, before: int, work: Work) -> None:
+        order = self._early_order
+        while order and order[0][0] < before:
+            self._orphan(*order.popleft(), work)
+
+    def _orphan(self, time: int, match: Hashable, work: Work) -> None:
+        kept = self._early.get(match)
+        if kept is None or kept[1] != time:
+            return  # its question came meanwhile
+        del self._early[match]
+        self.counts["rejected_by_admit"] += 1
+        work.rejects.append(
+            reject("orphan_label", f"no question for label {kept[0]!r} of {match!r}", kept[2], raw_bytes(kept[3]))
+        )
+
+    # -- answers and expiries
+
+    def _reveal(self, clock: int, work: Work) -> None:
+        """Everything due at or before the clock, in the order (due, order of question)."""
+        due = self._due
+        while due and due[0][0] <= clock:
+            moment, seq = heapq.heappop(due)
+            if seq in self._open:
+                self._fall_due(seq, moment, work)
+
+    def _fall_due(self, seq: int, moment: int, work: Work) -> None:
+        label = self._open[seq].label
+        if label is NO_LABEL:
+            self._expire(seq, moment, work)
+        else:
+            self._answer(seq, label, moment, False, work)
+
+    def _expire(self, seq: int, moment: int, work: Work) -> None:
+        self.counts["expired"] += 1
+        if self._label.otherwise is DISCARD:
+            self._discard(seq, work)
+        else:
+            self._answer(seq, self._label.otherwise, moment, True, work)
+
+    def _answer(self, seq: int, label: Any, moment: int, assumed: bool, work: Work) -> None:
+        question = self._open.pop(seq)
+        self.counts["answers"] += 1
+        for index, group, key, values in question.rows:
+            values = self._entities[index].answered(values, label)
+            work.features.setdefault((index, group), []).append((-1, key, moment, values))
+        self._tell(work, question.group, ANSWER, seq, label, moment, assumed)
+        self._close(question, None if assumed else (label,))
+
+    def _discard(self, seq: int, work: Work) -> None:
+        question = self._open.pop(seq)
+        self._tell(work, question.group, DISCARDED, seq)
+        self._close(question, None)
+
+    def _close(self, question: _Open, label: tuple[Any] | None) -> None:
+        if question.match is not None:
+            self._waiting.pop(question.match, None)
+            self._closed.add(question.match, label)
+
+    def _finish(self, work: Work) -> None:
+        """The end of input: what is open is revealed or expires; labels without a question are orphans."""
+        while self._due:
+            moment, seq = heapq.heappop(self._due)
+            if seq in self._open:
+                self._fall_due(seq, moment, work)
+        for seq in list(self._open):
+            self._expire(seq, self._clock, work)
+        self._targets.clear()
+        while self._early_order:
+            self._orphan(*self._early_order.popleft(), work)
+
+    def _reject(self, reason: str, detail: str, item: Item, work: Work) -> None:
+        self.counts["rejected_by_admit"] += 1
+        work.rejects.append(reject(reason, detail, f"{item[3]}:{item[4]}", raw_bytes(item[6])))
+
+
+def _resume(state: dict[str, Any], name: str, limit: int) -> _Remembered:
+    return state[name] if name in state else _Remembered(limit)
+
+
+def _matchers(job: Job) -> tuple[Callable[[dict[str, Any], EventId, int], Hashable], Callable[[Any, Any], Hashable]]:
+    """How an event and a label name the question that they share."""
+    label = job.label
+    if label.on is None or label.at is None:
+        return (lambda row, id, time: id), (lambda event, id: id)
+    names, at = label.on, label.at
+
+    def of_event(row: dict[str, Any], id: EventId, time: int) -> Hashable:
+        return (*[row[n] for n in names], time)
+
+    def of_label(event: Any, id: Any) -> Hashable:
+        return (*[getattr(event, n) for n in names], to_time_us(getattr(event, at)))
+
+    return of_event, of_label
+
+
+def _static_values(job: Job) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """The feature values that the event alone gives: fields, derived values, rows of static tables."""
+    steps: list[Callable[[dict[str, Any]], tuple[Any, ...]]] = []
+    for feature in job.features:
+        if isinstance(feature, Fields):
+            steps.append(_values_getter(tuple(feature.names), None))
+        elif isinstance(feature, Derived) and feature.feature:
+            steps.append(_values_getter((feature.name,), None))
+        elif isinstance(feature, Lookup):
+            steps.append(_lookup(feature))
+    if len(steps) == 1:
+        return steps[0]
+    return lambda row: tuple([value for step in steps for value in step(row)])
+
+
+def _lookup(feature: Lookup) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    table, key = feature.load(), feature.key
+    return lambda row: table.get(row[key])
+
+
+def describe_time(clock: int | None) -> str:
+    """A clock as text for people, "-" before the first event."""
+    return "-" if clock is None else to_datetime(clock).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,268 @@
+"""The command `millrace`: run, backtest and check jobs."""
+
+from __future__ import annotations
+
+import sys
+import time as wall
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from dataflows.evaluate import metric_name
+from dataflows.events import Metrics, to_datetime
+from dataflows.job import Job, JobError, Label
+from dataflows.order import OrderLogError
+from dataflows.runtime import Launcher, RunError, load_job, with_inputs
+from features.spec import Entity, duration_text
+
+app = typer.Typer(
+    name="millrace",
+    help="Online machine learning as one stateful stream job.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+errors = Console(stderr=True)
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job file or module, with :NAME for another name than `job`.")]
+Data = Annotated[str | None, typer.Option("--data", help="Read events from this file or directory instead.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="Read labels from this file or directory instead.")]
+Directory = Annotated[Path | None, typer.Option(help="Where outputs and state go. Default: runs/NAME.")]
+
+
+@app.command()
+def run(
+    job: JobArgument,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    data: Data = None,
+    labels: Labels = None,
+    directory: Directory = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Events in a batch at the most.")] = 1000,
+    linger: Annotated[float, typer.Option(min=0, help="Seconds an event may wait for its batch to fill.")] = 0.05,
+    checkpoint: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 10.0,
+    groups: Annotated[int, typer.Option(min=1, max=1024, help="Key groups; fixed when the state is created.")] = 16,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more at the end of files.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Throw state and outputs of earlier runs away.")] = False,
+) -> None:
+    """Run a job on Bytewax. Killed or stopped, the next run goes on from the last checkpoint."""
+    from dataflows.flow import Settings
+
+    loaded = with_inputs(load_job(job), data, labels)
+    settings = Settings(
+        directory=directory, batch_size=batch_size, linger=linger, groups=groups, follow=follow
+    )
+    _warn_of_stdin(loaded)
+    launcher = Launcher(job, loaded, workers, checkpoint, settings, fresh, data, labels)
+    started = wall.monotonic()
+    with Progress() as progress:
+        status = launcher.run(progress.show)
+    _summary(loaded, status, wall.monotonic() - started, launcher)
+
+
+def _warn_of_stdin(job: Job) -> None:
+    from dataflows.connectors import Stdin
+
+    if isinstance(job.events, Stdin):
+        errors.print("standard input cannot be read again: this run cannot be resumed", style="yellow")
+
+
+@app.command()
+def backtest(
+    job: JobArgument,
+    delay: Annotated[str | None, typer.Option(help="Reveal each label this long after its event, e.g. 7d.")] = None,
+    data: Data = None,
+    labels: Labels = None,
+    directory: Annotated[Path | None, typer.Option(help="Where the table and plots go. Default: runs/NAME/backtest.")] = None,
+) -> None:
+    """Run a job over history in plain Python, labels revealed late: a table and a plot of its metrics."""
+    loaded = with_delay(with_inputs(load_job(job), data, labels), delay)
+    target = directory or (loaded.outputs.directory or Path("runs") / loaded.name) / "backtest"
+    target.mkdir(parents=True, exist_ok=True)
+    rows, counts = _play(loaded)
+    _report(loaded, rows, counts, target, delay)
+
+
+def _play(job: Job) -> tuple[list[dict[str, Any]], Counter[str]]:
+    rows: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter()
+    started = wall.monotonic()
+    with Progress() as progress:
+        for record in job.play():
+            counts[type(record).__name__.lower()] += 1
+            if isinstance(record, Metrics):
+                rows.append({"time": record.time.isoformat(), "outcomes": record.outcomes, "values": record.values})
+                progress.show(_play_status(record, counts, started))
+    return rows, counts
+
+
+def _play_status(record: Metrics, counts: Counter[str], started: float) -> dict[str, Any]:
+    return {
+        "clock": None, "watermark": None, "open": counts["prediction"] - counts["outcome"],
+        "questions": counts["prediction"], "metrics": record.values, "outcomes": record.outcomes,
+        "counts": {"rejects": counts["reject"]},
+    }  # fmt: skip
+
+
+def _report(job: Job, rows: list[dict[str, Any]], counts: Counter[str], target: Path, delay: str | None) -> None:
+    from dataflows.report import metric_table, plot_metrics
+
+    title = f"{job.name}: {job.model_name}" + (f", labels after {delay}" if delay else "")
+    out.print(metric_table(rows))
+    plot_metrics(rows, target / "metrics.png", target / "metrics.html", title)
+    out.print(
+        f"{counts['prediction']:,} predictions, {counts['outcome']:,} outcomes, {counts['reject']:,} rejects; "
+        f"plots in {target / 'metrics.png'} and {target / 'metrics.html'}"
+    )
+
+
+def with_delay(job: Job, delay: str | None) -> Job:
+    """The job with its labels revealed after another delay; raises `JobError` where labels have their own times."""
+    if delay is None:
+        return job
+    if job.label.kind != "field":
+        raise JobError(
+            f"--delay {delay}: the labels of {job.name} come with times of their own. Hint: leave --delay out, "
+            "they are revealed when they were"
+        )
+    named = {k: getattr(job.label, k) for k in ("field", "horizon", "otherwise", "revisions", "max_open")}
+    return job.model_copy(update={"label": Label(delay=delay, **named)})
+
+
+@app.command()
+def check(job: JobArgument, data: Data = None, labels: Labels = None) -> None:
+    """Validate a job and draw it: its steps, their keys, and the features the model will see."""
+    loaded = with_inputs(load_job(job), data, labels)
+    for source in [loaded.events, loaded.label.source]:
+        if source is not None:
+            source.names()  # says so when a file is not there
+    out.print(drawing(loaded))
+    out.print(f"{loaded.name} is valid", style="green")
+
+
+def drawing(job: Job) -> Tree:
+    """A job as a tree: its steps in the order of an event's road, with keys, windows and feature names."""
+    tree = Tree(f"[bold]{job.name}[/]")
+    time = f"order {job.time.order}, lateness {duration_text(job.time.lateness)}"
+    read = tree.add(f"read: {job.events.event.__name__} from {', '.join(job.events.names())} ({time})")
+    if job.label.source is not None:
+        read.add(f"labels: {job.label_class.__name__} from {', '.join(job.label.source.names())}")
+    tree.add(f"admit: label {job.label.field!r}, {_label_text(job.label)}")
+    features = tree.add(f"features: {len(job.feature_names)}")
+    for feature in job.features:
+        node = features.add(escape(_feature_text(feature)))
+        for name in feature.feature_names:
+            node.add(name)
+    each = "" if job.per is None else f", one for each {' and '.join(job.per)}"
+    tree.add(f"learner: {job.model_name}{each}")
+    tree.add(f"metrics: {', '.join(metric_name(m) for m in job.metrics) or 'none'}")
+    return tree
+
+
+def _feature_text(feature: Any) -> str:
+    if not isinstance(feature, Entity):
+        return type(feature).__name__
+    where = "" if feature.where is None else ", where given"
+    return f"Entity {' and '.join(feature.key)}, of {feature.of}{where}"
+
+
+def _label_text(label: Label) -> str:
+    text = {"stream": "a stream of its own", "field": "of the same event, revealed later", "later": "of a later event"}[label.kind]
+    if label.horizon is None:
+        return f"{text}, waits until it comes"
+    return f"{text}, horizon {duration_text(label.horizon)}, otherwise {label.otherwise!r}"
+
+
+# -- progress
+
+
+class Progress:
+    """Shows how a run gets on: a live line on a terminal, else a plain line every few seconds."""
+
+    def __init__(self) -> None:
+        self._live = Live(console=out, refresh_per_second=4, transient=True) if out.is_terminal else None
+        self._next = wall.monotonic() + 2.0
+        self._before: tuple[float, int] | None = None
+        self._rate = 0.0
+
+    def __enter__(self) -> Progress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, status: dict[str, Any]) -> None:
+        """Take the newest status of a run."""
+        if not status:
+            return
+        now = wall.monotonic()
+        if self._live is None and now < self._next:
+            return
+        self._measure(now, status.get("questions", 0))
+        line = status_line(status, self._rate)
+        if self._live is not None:
+            self._live.update(line)
+        else:
+            out.print(line, soft_wrap=True, highlight=False)
+            self._next = now + 5.0
+
+    def _measure(self, now: float, questions: int) -> None:
+        if self._before is None:
+            self._before = (now, questions)
+        elif now - self._before[0] >= 1.0:
+            self._rate = (questions - self._before[1]) / (now - self._before[0])
+            self._before = (now, questions)
+
+
+def status_line(status: dict[str, Any], rate: float) -> str:
+    """One line: events, events/s, watermark, open questions, rejects, metrics."""
+    parts = [f"{status.get('questions', 0):,} events"]
+    if rate:
+        parts.append(f"{rate:,.0f}/s")
+    if status.get("watermark") is not None:
+        parts.append(f"watermark {to_datetime(status['watermark']):%Y-%m-%d %H:%M}")
+    parts.append(f"{status.get('open', 0):,} open")
+    parts.append(f"{status.get('counts', {}).get('rejects', 0):,} rejects")
+    parts += [f"{name} {value:.4f}" for name, value in status.get("metrics", {}).items() if value is not None]
+    return " · ".join(parts)
+
+
+def _summary(job: Job, status: dict[str, Any], seconds: float, launcher: Launcher) -> None:
+    counts = status.get("counts", {})
+    table = Table(show_header=False, title=f"{job.name}: {job.model_name}", title_justify="left")
+    table.add_row("events", f"{status.get('questions', 0):,}")
+    for name in ("predictions", "outcomes"):
+        table.add_row(name, f"{counts.get(name, 0):,}")
+    table.add_row("open questions", f"{status.get('open', 0) if not status.get('end') else 0:,}")
+    table.add_row("rejects", f"{counts.get('rejects', 0):,}")
+    for name, value in counts.items():
+        if name.startswith("rejects."):
+            table.add_row(f"  {name.removeprefix('rejects.')}", f"{value:,}")
+    for name, value in status.get("metrics", {}).items():
+        table.add_row(name, "-" if value is None else f"{value:.4f}")
+    table.add_row("seconds", f"{seconds:.1f}")
+    out.print(table)
+    out.print(f"records in {launcher.directory}", soft_wrap=True)
+    if launcher.stopped:
+        out.print("stopped with a checkpoint; run again to go on")
+
+
+def main() -> None:
+    """The command's entry point: errors of ours are one message and exit code 1, not a traceback."""
+    try:
+        app()
+    except (JobError, RunError, OrderLogError, FileNotFoundError) as error:
+        errors.print(f"millrace: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+

@@ -1,0 +1,273 @@
+"""Files as inputs and outputs: JSON lines, CSV, either gzipped, a directory as partitions; standard input and output.
+
+A record's offset is its line number, so that a reject names `payments.jsonl:17`. Positions count bytes of the
+uncompressed stream, so that a resume of a plain file seeks and one of a gzipped file reads up to there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import select
+import sys
+from abc import abstractmethod
+from collections import deque
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from pydantic import Field
+
+from dataflows.events import Event, Undecodable, csv_fields, csv_row
+from dataflows.job import Sink, SinkWriter
+from dataflows.order import Partition, Raw, Source
+
+MAX_RECORD_BYTES = 1 << 20
+"""A longer record is rejected as `too_long`; of its bytes this many are kept."""
+
+_READ_BYTES = 1 << 18
+
+
+class Position(NamedTuple):
+    """Where a line file is read next: bytes and lines already taken."""
+
+    byte: int = 0
+    line: int = 0
+
+
+class _LineFile(Source, Sink):
+    """What JSON lines and CSV files have in common."""
+
+    path: Path
+    event: type[Event] = Field(default=Event)
+
+    def __init__(self, path: str | Path, event: type[Event] = Event, /, **more: Any) -> None:
+        super().__init__(path=Path(path), event=event, **more)
+
+    def _files(self) -> list[Path]:
+        if self.path.is_dir():
+            files = sorted(p for p in self.path.iterdir() if p.is_file() and not p.name.startswith("."))
+            if not files:
+                raise FileNotFoundError(f"{self.path}: the directory holds no files to read")
+            return files
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path}: no such file. Hint: paths are relative to {Path.cwd()}")
+        return [self.path]
+
+    def names(self) -> list[str]:
+        return [file.name for file in self._files()]
+
+    def _find(self, name: str) -> Path:
+        return next(file for file in self._files() if file.name == name)
+
+    def at(self, path: str | Path) -> Any:
+        """The same declaration for another path."""
+        return self.model_copy(update={"path": Path(path)})
+
+
+class Jsonl(_LineFile):
+    """JSON lines, plain or gzipped (by the ending .gz); a directory is one partition per file. Also an output.
+
+    >>> Jsonl("scores.jsonl").path.name
+    'scores.jsonl'
+    """
+
+    def open(self, name: str, position: Any | None, follow: bool) -> Partition:
+        return _JsonPartition(name, self.event, _open(self._find(name)), position or Position(), follow)
+
+    def writer(self, position: int | None) -> SinkWriter:
+        return FileWriter(self.path, position)
+
+
+class Csv(_LineFile):
+    """CSV files with a header line; otherwise as `Jsonl`. An input only.
+
+    Quoting is that of RFC 4180, but a record is one line: a stray quote then spoils its own line, not those after it.
+    """
+
+    def open(self, name: str, position: Any | None, follow: bool) -> Partition:
+        return _CsvPartition(name, self.event, self._find(name), position or Position(), follow)
+
+
+class Stdin(Source):
+    """JSON lines from standard input. Cannot be read again, so a run from it cannot resume."""
+
+    def __init__(self, event: type[Event], /) -> None:
+        super().__init__(event=event)
+
+    def names(self) -> list[str]:
+        return ["stdin"]
+
+    def open(self, name: str, position: Any | None, follow: bool) -> Partition:
+        return _JsonPartition(name, self.event, _Pipe(sys.stdin.fileno()), Position(), False)
+
+
+class Stdout(Sink):
+    """Records as JSON lines to standard output."""
+
+    def writer(self, position: int | None) -> SinkWriter:
+        return _StdoutWriter()
+
+
+# -- reading
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+class _Pipe:
+    """A file descriptor read without ever blocking; `read` gives None when there is nothing now."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self, size: int) -> bytes | None:
+        ready, _, _ = select.select([self._descriptor], [], [], 0)
+        return os.read(self._descriptor, size) if ready else None
+
+    def close(self) -> None:
+        return
+
+
+class _LinePartition(Partition):
+    """Cuts a byte stream into lines and remembers where it is."""
+
+    def __init__(self, name: str, event: type[Event], stream: Any, position: Position, follow: bool) -> None:
+        self.name = name
+        self._event = event
+        self._stream = stream
+        self._follow = follow
+        self._byte, self._line = position
+        if self._byte:
+            stream.seek(self._byte)
+        self._tail = b""
+        self._skipped = 0  # bytes of an overlong line that were read and not kept
+        self._lines: deque[tuple[bytes, int]] = deque()
+        self._exhausted = False
+
+    def pull(self, limit: int) -> list[tuple[int, Raw]]:
+        if len(self._lines) < limit and not self._exhausted:
+            self._read_more()
+        records: list[tuple[int, Raw]] = []
+        lines = self._lines
+        for _ in range(min(limit, len(lines))):
+            line, size = lines.popleft()
+            self._byte += size
+            self._line += 1
+            records.append((self._line, line))
+        self.done = self._exhausted and not lines
+        return records
+
+    def position(self) -> Position:
+        return Position(self._byte, self._line)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _read_more(self) -> None:
+        chunk = self._stream.read(_READ_BYTES)
+        if chunk is None:
+            return
+        if not chunk:
+            self._at_end()
+            return
+        *lines, self._tail = (self._tail + chunk).split(b"\n")
+        for line in lines:
+            self._keep(line, 1)
+        if len(self._tail) > MAX_RECORD_BYTES:
+            cut = len(self._tail) - MAX_RECORD_BYTES - 1
+            self._skipped += cut
+            self._tail = self._tail[: MAX_RECORD_BYTES + 1]
+
+    def _at_end(self) -> None:
+        if self._follow:
+            return
+        self._exhausted = True
+        if self._tail:
+            self._keep(self._tail, 0)
+            self._tail = b""
+
+    def _keep(self, line: bytes, newline: int) -> None:
+        size = len(line) + newline + self._skipped
+        self._skipped = 0
+        self._lines.append((line[:-1] if line.endswith(b"\r") else line, size))
+
+
+class _JsonPartition(_LinePartition):
+    def decode(self, raw: Raw) -> Event:
+        if len(raw) > MAX_RECORD_BYTES:
+            raise Undecodable("too_long", f"longer than {MAX_RECORD_BYTES} bytes")
+        return self._event.decode(raw)  # type: ignore[arg-type]
+
+
+class _CsvPartition(_LinePartition):
+    def __init__(self, name: str, event: type[Event], path: Path, position: Position, follow: bool) -> None:
+        with _open(path) as file:
+            first = file.readline(MAX_RECORD_BYTES)
+        try:
+            self._header = csv_fields(first.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf"))
+        except Undecodable as wrong:
+            raise ValueError(f"{path}:1: the header cannot be read: {wrong}") from None
+        missing = [
+            n for n, f in event.model_fields.items() if f.is_required() and (f.alias or n) not in self._header
+        ]
+        if missing:
+            raise ValueError(
+                f"{path}:1: the header ({', '.join(self._header)}) lacks {', '.join(missing)} of {event.__name__}"
+            )
+        start = position if position.byte else Position(len(first), 1)
+        super().__init__(name, event, _open(path), start, follow)
+
+    def decode(self, raw: Raw) -> Event:
+        if len(raw) > MAX_RECORD_BYTES:
+            raise Undecodable("too_long", f"longer than {MAX_RECORD_BYTES} bytes")
+        return self._event.from_row(csv_row(self._header, raw, self._event.text_fields))  # type: ignore[arg-type]
+
+
+# -- writing
+
+
+class FileWriter(SinkWriter):
+    """Appends to a file; a resume cuts it back to the checkpoint, so every record is there once."""
+
+    def __init__(self, path: Path, position: int | None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        size = self._file.seek(0, os.SEEK_END)
+        if position is not None and size < position:
+            raise RuntimeError(
+                f"{path} has {size} bytes, but the checkpoint wrote {position}. "
+                "Hint: it was cut or replaced since; restore it, or start with --fresh"
+            )
+        self._file.truncate(position or 0)
+        self._file.seek(0, os.SEEK_END)
+
+    def write(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+
+    def position(self) -> int:
+        """Flush to the disk, so that the checkpoint never promises bytes that a power loss takes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _StdoutWriter(SinkWriter):
+    def write(self, chunk: bytes) -> None:
+        sys.stdout.buffer.write(chunk)
+
+    def flush(self) -> None:
+        sys.stdout.buffer.flush()
+
+    def position(self) -> int:
+        self.flush()
+        return 0
+
+    def close(self) -> None:
+        self.flush()

@@ -1,0 +1,357 @@
+"""What travels: events and labels that come in, records that go out, and the way between bytes and objects.
+
+An *event class* is a pydantic model that names the fields holding its id and its event time:
+
+>>> from datetime import datetime
+>>> class Payment(Event, id="payment_id", time="paid_at"):
+...     payment_id: str
+...     paid_at: datetime
+...     amount: float
+>>> payment = Payment.decode(b'{"payment_id": "p1", "paid_at": "2024-01-01T00:00:01Z", "amount": 5}')
+>>> payment.event_id(), payment.event_time()
+('p1', 1704067201000000)
+
+Event time is an integer of microseconds since 1970-01-01T00:00:00Z inside; aware datetimes at the edges.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, ClassVar, Literal, Self, get_args
+from uuid import UUID
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+INT64 = 2**63
+"""Ids and times are refused beyond 64 bits: no other system that reads our records could hold them."""
+
+EventId = int | str
+Unit = Literal["s", "ms", "us"]
+
+
+class Undecodable(ValueError):
+    """Bytes that are not an event: `reason` is a short code for counting, the message tells the detail."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def to_datetime(time_us: int) -> datetime:
+    """The aware datetime of an event time in microseconds.
+
+    >>> to_datetime(1_500_000)
+    datetime.datetime(1970, 1, 1, 0, 0, 1, 500000, tzinfo=datetime.timezone.utc)
+    """
+    return EPOCH + timedelta(microseconds=time_us)
+
+
+def to_time_us(moment: datetime | date | str | int) -> int:
+    """The event time in microseconds of a datetime, a date, or ISO text; without a zone it is taken as UTC.
+
+    >>> to_time_us("1970-01-01T00:00:01")
+    1000000
+    """
+    if isinstance(moment, int):
+        return moment
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
+    since = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+class Event(BaseModel):
+    """Base of event and label classes; class keywords say which fields hold the id and the event time.
+
+    Parameters (of the class statement)
+    -----------------------------------
+    id
+        The field with the event's id (`int`, `str` or `UUID`); without one, the place where it was read
+        serves as id and duplicates cannot be recognised.
+    time
+        The field with the event time: a `datetime` (without a zone: UTC), or a number with a `unit`.
+    unit
+        "s", "ms" or "us": what a numeric time counts since 1970-01-01T00:00:00Z.
+
+    Raises `TypeError` when the class is declared with fields that are not there or cannot serve.
+
+    >>> class Reading(Event, time="ts", unit="ms"):
+    ...     ts: int
+    ...     level: float
+    >>> Reading(ts=12, level=0.5).event_time()
+    12000
+    """
+
+    # NaN and infinities would poison sums and models for good, so they are refused at the door.
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore")
+
+    id_field: ClassVar[str | None] = None
+    time_field: ClassVar[str | None] = None
+    time_scale: ClassVar[int | float | None] = None
+    text_fields: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Python hands class keywords to this hook before the fields exist; the next one reads them.
+        super().__init_subclass__()
+
+    @classmethod
+    def __pydantic_init_subclass__(
+        cls, id: str | None = None, time: str | None = None, unit: Unit | None = None, **kwargs: Any
+    ) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.id_field = id if id is not None else cls.id_field
+        cls.time_field = time if time is not None else cls.time_field
+        cls._check_id()
+        cls._check_time(unit)
+        cls.text_fields = frozenset(n for n, f in cls.model_fields.items() if str in plain_types(f.annotation))
+
+    @classmethod
+    def _check_id(cls) -> None:
+        if cls.id_field is None:
+            return
+        kinds = plain_types(cls._annotation("id", cls.id_field))
+        if len(kinds) != 1 or not kinds <= {int, str, UUID}:
+            raise TypeError(
+                f"{cls.__name__}: id field {cls.id_field!r} is {_names(kinds)}; an id is one of int, str, UUID"
+            )
+
+    @classmethod
+    def _check_time(cls, unit: Unit | None) -> None:
+        if cls.time_field is None:
+            raise TypeError(
+                f"{cls.__name__} names no event time. Hint: class {cls.__name__}(Event, time='FIELD')"
+            )
+        kinds = plain_types(cls._annotation("time", cls.time_field))
+        if kinds <= {datetime}:
+            cls.time_scale = None
+        elif len(kinds) == 1 and kinds <= {int, float}:
+            if unit is not None:
+                cls.time_scale = UNITS[unit]
+            if cls.time_scale is None:
+                raise TypeError(
+                    f"{cls.__name__}: time field {cls.time_field!r} is a number of unknown unit. "
+                    "Hint: add unit='s', 'ms' or 'us' to the class"
+                )
+        else:
+            raise TypeError(
+                f"{cls.__name__}: time field {cls.time_field!r} is {_names(kinds)}; use datetime, int or float"
+            )
+
+    @classmethod
+    def _annotation(cls, role: str, name: str) -> Any:
+        if name not in cls.model_fields:
+            raise TypeError(
+                f"{cls.__name__}: {role}={name!r} is not one of its fields ({', '.join(cls.model_fields)})"
+            )
+        return cls.model_fields[name].annotation
+
+    def event_id(self) -> EventId | None:
+        """The id, or None for classes without one."""
+        if self.id_field is None:
+            return None
+        value = getattr(self, self.id_field)
+        return value if type(value) is str or type(value) is int else str(value)
+
+    def event_time(self) -> int:
+        """The event time in microseconds since 1970-01-01T00:00:00Z."""
+        value = getattr(self, self.time_field or "")
+        if self.time_scale is None:
+            return to_time_us(value)
+        return int(value * self.time_scale) if type(value) is int else round(value * self.time_scale)
+
+    @classmethod
+    def decode(cls, raw: bytes | str) -> Self:
+        """An event from the bytes of one JSON object; raises `Undecodable` with the reason."""
+        try:
+            return cls.__pydantic_validator__.validate_json(raw)  # type: ignore[no-any-return]
+        except ValidationError as error:
+            raise _undecodable(raw, error) from None
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        """An event from a dict of values or (from CSV) of strings; raises `Undecodable` with the reason."""
+        try:
+            return cls.__pydantic_validator__.validate_python(row)  # type: ignore[no-any-return]
+        except ValidationError as error:
+            raise Undecodable("invalid", _detail(error)) from None
+
+
+def plain_types(annotation: Any) -> set[Any]:
+    """The plain types an annotation stands for, without None: `int | None` → {int}."""
+    arguments = get_args(annotation)
+    if not arguments:
+        return {annotation}
+    if hasattr(annotation, "__metadata__"):
+        return plain_types(arguments[0])
+    return {a for a in arguments if a is not type(None)}
+
+
+def _names(kinds: Iterable[Any]) -> str:
+    return " | ".join(sorted(getattr(k, "__name__", str(k)) for k in kinds))
+
+
+def _undecodable(raw: bytes | str, error: ValidationError) -> Undecodable:
+    if not raw.strip():
+        return Undecodable("empty", "the record is empty")
+    if isinstance(raw, bytes):
+        try:
+            raw.decode()
+        except UnicodeDecodeError as wrong:
+            return Undecodable("encoding", f"not UTF-8: {wrong.reason} at byte {wrong.start}")
+    first = error.errors(include_url=False, include_input=False)[0]["type"]
+    return Undecodable("not_json" if first == "json_invalid" else "invalid", _detail(error))
+
+
+def _detail(error: ValidationError) -> str:
+    """The first faults in one line: `amount: Input should be a valid number (got 'x')`."""
+    parts = []
+    for fault in error.errors(include_url=False)[:3]:
+        where = ".".join(str(p) for p in fault["loc"]) or "record"
+        got = "" if fault["type"] in ("missing", "json_invalid") else f" (got {_short(fault['input'])})"
+        parts.append(f"{where}: {fault['msg']}{got}")
+    return "; ".join(parts)
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # integers of over 4,300 digits refuse to become text
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def csv_fields(line: bytes) -> list[str]:
+    """The cells of one CSV record; raises `Undecodable` when it is not UTF-8 or not CSV."""
+    try:
+        rows = list(csv.reader(io.StringIO(line.decode(), newline=""), strict=True))
+    except UnicodeDecodeError as wrong:
+        raise Undecodable("encoding", f"not UTF-8: {wrong.reason} at byte {wrong.start}") from None
+    except csv.Error as wrong:
+        raise Undecodable("not_csv", str(wrong)) from None
+    return rows[0] if rows else []
+
+
+def csv_row(header: list[str], line: bytes, text_fields: frozenset[str]) -> dict[str, str]:
+    """A CSV record as a dict; an empty cell counts as missing, except in a text field."""
+    cells = csv_fields(line)
+    if not cells:
+        raise Undecodable("empty", "the record is empty")
+    if len(cells) != len(header):
+        raise Undecodable("not_csv", f"{len(cells)} cells, but the header names {len(header)}")
+    return {name: cell for name, cell in zip(header, cells, strict=True) if cell or name in text_fields}
+
+
+class Prediction(msgspec.Struct, frozen=True, tag_field="record", tag="prediction"):
+    """What a named model version said about a question, and from which features.
+
+    `output` is a probability of True (bool labels), a distribution over labels (other classifiers), a value
+    (regressors) or a score (anomaly detectors). `version` counts the examples the model had learned.
+    `model` names the model and, with one model per key, the key: `LogisticRegression/station=7`.
+    """
+
+    id: EventId
+    time: datetime
+    features: dict[str, Any]
+    output: Any
+    model: str
+    version: int
+    late: bool = False
+
+
+class Outcome(msgspec.Struct, frozen=True, tag_field="record", tag="outcome"):
+    """A prediction with its label.
+
+    `time` is the question's event time, `label_time` when the label became known, `version` the one that
+    predicted, `version_after` the one after learning. `assumed` marks the label of an expired question.
+    """
+
+    id: EventId
+    time: datetime
+    output: Any
+    label: Any
+    label_time: datetime
+    model: str
+    version: int
+    version_after: int
+    assumed: bool = False
+
+
+class Metrics(msgspec.Struct, frozen=True, tag_field="record", tag="metrics"):
+    """Delayed progressive metrics over all outcomes so far, as of an event time."""
+
+    time: datetime
+    outcomes: int
+    values: dict[str, float | None]
+
+
+class Reject(msgspec.Struct, frozen=True, tag_field="record", tag="reject"):
+    """What could not be used: why (`reason` to count by, `detail` to read), where it was read, its bytes.
+
+    `original` is the record as text, or base64 where `encoding` says so.
+    """
+
+    reason: str
+    detail: str
+    place: str
+    original: str
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+
+    def original_bytes(self) -> bytes:
+        """The record as it was read."""
+        return base64.b64decode(self.original) if self.encoding == "base64" else self.original.encode()
+
+
+Record = Prediction | Outcome | Metrics | Reject
+
+
+def reject(reason: str, detail: str, place: str, raw: bytes) -> Reject:
+    """A Reject that keeps the original bytes whatever they are.
+
+    >>> reject("encoding", "not UTF-8", "a.jsonl:3", b"\\xff").original_bytes()
+    b'\\xff'
+    """
+    try:
+        return Reject(reason, detail, place, raw.decode())
+    except UnicodeDecodeError:
+        return Reject(reason, detail, place, base64.b64encode(raw).decode(), "base64")
+
+
+_encode: Callable[[Any], bytes] = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def encode(record: Any) -> bytes:
+    """One line of JSON for a record. Infinities and NaN become null, as JSON has none.
+
+    >>> encode(Reject("empty", "the record is empty", "a.jsonl:1", ""))[:29]
+    b'{"record":"reject","reason":"'
+    """
+    try:
+        return _encode(record) + b"\n"
+    except (OverflowError, TypeError):  # integers beyond 64 bits, keys that are not text
+        return json.dumps(_plain(record)).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """The same in types that the standard library writes as JSON."""
+    if isinstance(value, msgspec.Struct):
+        return {"record": value.__struct_config__.tag} | _plain(msgspec.structs.asdict(value))
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -1,0 +1,203 @@
+"""The learner: predict, join, score, learn. Score before learning; learn with the features as they were asked.
+
+A question is answered with what the model says now and kept, features and output as they were. Its label comes with the
+question's number: the outcome is scored with the prediction made then, and a model that needs labels learns from the
+features kept then. A model that needs no labels (an anomaly detector) learns from the question right after its score.
+The version of a model is the number of examples it has learned.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+from river import base
+
+from dataflows.admit import ANSWER, QUESTION
+from dataflows.evaluate import Said
+from dataflows.events import Outcome, Prediction, encode, reject, to_datetime
+from dataflows.job import Job, final_step
+from features.spec import Entity
+
+Columns = list[list[Any]]
+"""By entity declaration, by place of the question in the batch: its feature values, or a `Fault`."""
+
+
+class _Model:
+    """A river model with its name and version."""
+
+    __slots__ = ("model", "name", "version")
+
+    def __init__(self, model: Any, name: str, version: int = 0) -> None:
+        self.model = model
+        self.name = name
+        self.version = version
+
+
+class Learner:
+    """The models of one key group, and their open questions.
+
+    Parameters
+    ----------
+    job
+        The declaration.
+    state
+        What `snapshot` returned.
+    """
+
+    def __init__(self, job: Job, state: bytes | None = None) -> None:
+        self._names = job.feature_names
+        self._per = job.per
+        self._arrange = _arrangement(job)
+        self._model_name = job.model_name
+        self._prototype = pickle.dumps(job.model, 5)
+        self._binary = job.binary
+        self._supervised: bool = job.model._supervised
+        self._max_models = job.max_models
+        self._call, self._is_classifier = _question_method(job)
+        self.counts: Counter[str] = Counter()
+        self._models: dict[Any, _Model] = {}
+        self._open: dict[int, tuple[Any, ...]] = {}
+        if state is not None:
+            models, self._open, self.counts = pickle.loads(state)
+            self._models = {key: _Model(*parts) for key, parts in models.items()}
+
+    def __len__(self) -> int:
+        """Open questions."""
+        return len(self._open)
+
+    def snapshot(self) -> bytes:
+        """All state as bytes."""
+        models = {key: (m.model, m.name, m.version) for key, m in self._models.items()}
+        return pickle.dumps((models, self._open, self.counts), 5)
+
+    def models(self) -> dict[Any, tuple[Any, int]]:
+        """The models by key (None: the global one), each with its version."""
+        return {key: (m.model, m.version) for key, m in self._models.items()}
+
+    def process(self, operations: list[tuple[Any, ...]], columns: Columns) -> list[Said]:
+        """Carry out a batch's operations in order; what there is to say of them."""
+        said: list[Said] = []
+        for operation in operations:
+            kind = operation[0]
+            if kind == QUESTION:
+                self._ask(operation, columns, said)
+            elif kind == ANSWER:
+                self._learn(operation, said)
+            else:
+                self._open.pop(operation[2], None)
+        return said
+
+    def _ask(self, operation: tuple[Any, ...], columns: Columns, said: list[Said]) -> None:
+        _, position, seq, place, id, time, late, key, values = operation
+        for column in columns:
+            answer = column[place]
+            if type(answer) is not tuple:
+                self._fail("feature_error", str(answer), id, time, values, position, said)
+                return
+            values += answer
+        if self._arrange is not None:
+            values = self._arrange(values)
+        model = self._models.get(key) or self._create(key)
+        if model is None:
+            full = f"there are {self._max_models} models already, none for {key!r}"
+            self._fail("too_many_models", full, id, time, values, position, said)
+            return
+        features = dict(zip(self._names, values, strict=True))
+        x = _present(features) if None in values else features
+        try:
+            output = getattr(model.model, self._call)(x)
+        except Exception as error:  # a model may not like what it sees: that spoils the question, not the job
+            self._fail("model_error", f"{type(error).__name__}: {error}", id, time, values, position, said)
+            return
+        shown = self._shown(output)
+        prediction = Prediction(id, to_datetime(time), features, shown, model.name, model.version, late)
+        said.append((position, prediction, None, time))
+        self._open[seq] = (id, time, values if self._supervised else None, output, key, model.version)
+        if not self._supervised:
+            self._teach(model, x, id, time, position, said)
+
+    def _shown(self, output: Any) -> Any:
+        """The output as records show it: for bool labels the probability of True."""
+        return output.get(True, 0.0) if self._binary and self._is_classifier else output
+
+    def _learn(self, operation: tuple[Any, ...], said: list[Said]) -> None:
+        _, position, seq, label, moment, assumed = operation
+        question = self._open.pop(seq, None)
+        if question is None:
+            return  # it was rejected when it was asked
+        id, time, values, output, key, version = question
+        model = self._models[key]
+        if self._supervised:
+            x = dict(zip(self._names, values, strict=True))
+            if not self._teach(model, _present(x) if None in values else x, id, time, position, said, label):
+                return
+        outcome = Outcome(
+            id, to_datetime(time), self._shown(output), label, to_datetime(moment), model.name, version,
+            model.version, assumed,
+        )  # fmt: skip
+        said.append((position, outcome, output, moment))
+
+    def _teach(
+        self, model: _Model, x: dict[str, Any], id: Any, time: int, position: int, said: list[Said], *label: Any
+    ) -> bool:
+        try:
+            model.model.learn_one(x, *label)
+        except Exception as error:
+            detail = f"learning: {type(error).__name__}: {error}"
+            self._fail("model_error", detail, id, time, tuple(x.values()), position, said)
+            return False
+        model.version += 1
+        return True
+
+    def _create(self, key: Any) -> _Model | None:
+        if len(self._models) >= self._max_models:
+            return None
+        # A pickle round trip first, so that a model behaves the same before and after a checkpoint.
+        name = self._model_name if self._per is None else f"{self._model_name}/{_key_text(self._per, key)}"
+        model = self._models[key] = _Model(pickle.loads(self._prototype), name)
+        return model
+
+    def _fail(
+        self, reason: str, detail: str, id: Any, time: int, values: tuple[Any, ...], position: int, said: list[Said]
+    ) -> None:
+        """A question that got no answer; its record shows what was asked, the bytes as read are gone by now."""
+        self.counts["rejected_by_learner"] += 1
+        asked = {"id": id, "time": to_datetime(time), "values": values}
+        said.append((position, reject(reason, detail, f"event {id!r}", encode(asked)[:-1]), None, 0))
+
+
+def _present(features: dict[str, Any]) -> dict[str, Any]:
+    """Without the missing values: river's models read an absent feature as unknown."""
+    return {name: value for name, value in features.items() if value is not None}
+
+
+def _key_text(names: tuple[str, ...], key: Any) -> str:
+    parts = key if len(names) > 1 else (key,)
+    return ",".join(f"{name}={part}" for name, part in zip(names, parts, strict=True))
+
+
+def _question_method(job: Job) -> tuple[str, bool]:
+    """The model's method that answers, and whether it gives a distribution over labels."""
+    step = final_step(job.model)
+    if isinstance(step, base.Classifier):
+        gives_probabilities = type(step).predict_proba_one is not base.Classifier.predict_proba_one
+        return ("predict_proba_one", True) if gives_probabilities else ("predict_one", False)
+    return ("predict_one", False) if isinstance(step, base.Regressor) else ("score_one", False)
+
+
+def _arrangement(job: Job) -> Callable[[tuple[Any, ...]], tuple[Any, ...]] | None:
+    """Puts values that came as (event alone, entity by entity) into the declared order; None if they are in it."""
+    came: list[str] = []
+    for feature in job.features:
+        if not isinstance(feature, Entity):
+            came.extend(feature.feature_names)
+    for entity in job.entities:
+        came.extend(entity.feature_names)
+    places = [came.index(name) for name in job.feature_names]
+    if places == list(range(len(places))):
+        return None
+    return itemgetter(*places)

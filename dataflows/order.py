@@ -1,0 +1,536 @@
+"""The one reader: it decides the order of all events, forms numbered batches, and writes down how.
+
+A model that learns on every event depends on the order of all events, so the order is decided in one place:
+
+1. The reader pulls records from the partitions of all inputs, always from the one that is furthest behind in
+   event time, so none runs ahead.
+2. Each record is decoded, or becomes a reject. Its event time moves the watermark: the smallest, over the
+   partitions, of the newest event time seen, less the allowed lateness. Data alone moves it, never a clock.
+3. With the order `event_time` a buffer releases what lies before the watermark, sorted by the order key:
+   event time; at equal times labels before events; then the id, or partition and offset where there is none.
+   With `arrival` events pass in the order they were pulled.
+4. Released items leave in batches, closed by size or by a linger time. Before a batch leaves, its make-up is
+   appended to the order log: what was pulled, in which order, and how many items left.
+5. A resume pulls just as the log says, so that every batch after the checkpoint is formed again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time as wall
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from dataflows.events import Event, EventId, Reject, Undecodable, encode, reject, to_datetime, to_time_us
+from features.spec import duration
+
+LABEL = 0
+EVENT = 1
+"""Kinds of items; at equal event times labels come first, so the kind is part of the order key."""
+
+CHUNK = 256
+"""Records pulled from a partition at once: enough to keep the cost per record low, few enough to merge well."""
+
+IDLE = 0
+DONE = -1
+"""In the log, in place of a number of pulled records: the partition was judged idle, or came to its end."""
+
+Raw = bytes | Event | dict[str, Any]
+Item = tuple[int, int, EventId | None, str, int, Event, Raw]
+"""Event time (µs), kind, id, partition, offset, the decoded event, and the record as it was read."""
+
+
+class Time(BaseModel):
+    """How a job treats time and order.
+
+    Parameters
+    ----------
+    order
+        `event_time` (default): sorted by event time, so results do not depend on partitions and delays.
+        `arrival`: as events came; nothing waits, and the order log keeps the run repeatable.
+    lateness
+        How far behind the newest event time an event may come (a duration, default 0). `event_time` holds
+        events back that long; `arrival` answers late events at once, marked late, with the features as of
+        their time. What comes later than that is rejected as `too_late`.
+    buffer
+        How many events the `event_time` buffer may hold; beyond, the oldest are released early and counted.
+    max_jump
+        An event whose time lies further than this ahead of the newest so far is rejected as `time_jump`
+        (default: no limit). Protects the watermark from a single wrong clock.
+    earliest, latest
+        Event times outside are rejected as `time_out_of_range`.
+    idle
+        Seconds of silence (wall clock) after which a live partition no longer holds the watermark back.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    order: Literal["event_time", "arrival"] = "event_time"
+    lateness: Any = 0
+    buffer: int = Field(default=100_000, gt=0)
+    max_jump: Any = None
+    earliest: Any = "1970-01-01"
+    latest: Any = "2200-01-01"
+    idle: float = Field(default=5.0, gt=0)
+
+    def model_post_init(self, _: Any) -> None:
+        for name in ("lateness", "max_jump"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, duration(getattr(self, name)))
+        for name in ("earliest", "latest"):
+            object.__setattr__(self, name, to_time_us(getattr(self, name)))
+
+
+class Partition(ABC):
+    """One input file, topic partition or iterable: records in a fixed order, each with its offset."""
+
+    name: str
+    done: bool = False
+    """No more records will ever come."""
+
+    @abstractmethod
+    def pull(self, limit: int) -> list[tuple[int, Raw]]:
+        """Up to `limit` next records as (offset, record); empty when there is nothing now. Never blocks."""
+
+    @abstractmethod
+    def position(self) -> Any:
+        """Where the next pull begins; picklable, and what `Source.open` takes."""
+
+    @abstractmethod
+    def decode(self, raw: Raw) -> Event:
+        """The event of a record; raises `Undecodable`."""
+
+    def close(self) -> None:  # noqa: B027 - most partitions have nothing to close
+        """Give up files and connections."""
+
+
+class Source(BaseModel):
+    """Declares an input; the reader opens its partitions. Subclasses live in `dataflows.connectors`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    event: type[Event]
+
+    def names(self) -> list[str]:
+        """Names of the partitions, unique within the job."""
+        raise NotImplementedError
+
+    def open(self, name: str, position: Any | None, follow: bool) -> Partition:
+        """Open a partition at a position (None: the beginning); with `follow` its end is not an end."""
+        raise NotImplementedError
+
+
+class OrderLogError(RuntimeError):
+    """The order log or an input no longer agrees with the checkpoint."""
+
+
+class LogEntry(msgspec.Struct, frozen=True, array_like=True):
+    """How one batch was made: its number, the pulls before it, the items in it, the watermark, the end.
+
+    A pull is (partition, records), or (partition, `IDLE`), or (partition, `DONE`).
+    """
+
+    number: int
+    pulls: list[tuple[str, int]]
+    count: int
+    watermark: int | None
+    end: bool
+
+
+class OrderLog:
+    """Appends the make-up of each batch to a file, one JSON line each.
+
+    Opening cuts a torn last line (the process died while writing) and nothing else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cut_torn_tail()
+        self._file = path.open("ab", buffering=0)
+
+    def _cut_torn_tail(self) -> None:
+        if not self._path.exists():
+            return
+        content = self._path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self._path, whole)
+
+    def append(self, entry: LogEntry) -> None:
+        """Write before the batch leaves; on return it survives the death of the process."""
+        self._file.write(msgspec.json.encode(entry) + b"\n")
+
+    def after(self, number: int) -> Iterator[LogEntry]:
+        """The entries of the batches after `number`."""
+        decoder = msgspec.json.Decoder(LogEntry)
+        with self._path.open("rb") as lines:
+            for row, line in enumerate(lines, 1):
+                try:
+                    entry = decoder.decode(line)
+                except msgspec.DecodeError as error:
+                    raise OrderLogError(f"{self._path}:{row}: damaged entry of the order log ({error})") from None
+                if entry.number > number:
+                    yield entry
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Batch:
+    """Consecutive items of the total order, and the rejects met on the way to them."""
+
+    __slots__ = ("number", "items", "rejects", "watermark", "end")
+
+    def __init__(
+        self, number: int, items: list[Item], rejects: list[Reject], watermark: int | None, end: bool
+    ) -> None:
+        self.number = number
+        self.items = items
+        self.rejects = rejects
+        self.watermark = watermark
+        self.end = end
+
+
+class _Lane:
+    """A partition with what the reader knows of it."""
+
+    __slots__ = ("kind", "part", "newest", "silent", "heard_at")
+
+    def __init__(self, kind: int, part: Partition, newest: int | None, silent: bool) -> None:
+        self.kind = kind
+        self.part = part
+        self.newest = newest
+        self.silent = silent  # idle or at its end: holds no watermark back until it speaks again
+        self.heard_at = wall.monotonic()
+
+
+class Reader:
+    """Pulls, orders and batches; see the module's text for the protocol.
+
+    Parameters
+    ----------
+    inputs
+        (kind, source) of each input, events before labels.
+    time
+        The job's declaration of time and order.
+    batch_size
+        Items in a batch at the most.
+    linger
+        Seconds that items may wait for their batch to fill when no more are at hand.
+    follow
+        Treat the end of a file as "nothing yet".
+    log
+        Where the make-up of batches is kept; None for runs that need not be resumed.
+    state
+        What `snapshot` returned; the batches that the log has after it are formed again first.
+    """
+
+    def __init__(
+        self,
+        inputs: Iterable[tuple[int, Source]],
+        time: Time,
+        batch_size: int = 1000,
+        linger: float = 0.05,
+        follow: bool = False,
+        log: OrderLog | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self._time = time
+        self._batch_size = batch_size
+        self._linger = linger
+        self._log = log
+        self._sorted = time.order == "event_time"
+        state = state or {}
+        self._lanes = _open_lanes(inputs, follow, state.get("lanes", {}))
+        self.number: int = state.get("number", 0)
+        self.watermark: int | None = state.get("watermark")
+        self.newest: int | None = state.get("newest")
+        self.counts: Counter[str] = Counter(state.get("counts", {}))
+        self._ended: bool = state.get("ended", False)
+        self._buffer: list[Item] = [self._decode_again(*kept) for kept in state.get("buffer", [])]
+        self._ready: deque[Item] = deque(self._decode_again(*kept) for kept in state.get("ready", []))
+        heapq.heapify(self._buffer)
+        self._pulls: list[tuple[str, int]] = []
+        self._rejects: list[Reject] = []
+        self._waiting_since: float | None = None
+        self._replay = deque(log.after(self.number)) if log is not None else deque()
+
+    @property
+    def finished(self) -> bool:
+        """All inputs are at their end and every batch has left."""
+        return self._ended and not self._replay and all(lane.part.done for lane in self._lanes.values())
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the next batch comes from the order log."""
+        return bool(self._replay)
+
+    def next_batch(self) -> Batch | None:
+        """The next batch, or None when nothing is to be had now (or, if `finished`, ever)."""
+        if self._replay:
+            return self._logged_batch(self._replay.popleft())
+        self._fill()
+        now = wall.monotonic()
+        at_end = self._at_end()
+        if not self._ready and not self._rejects and (self._ended or not at_end):
+            return None
+        if len(self._ready) < self._batch_size and not at_end and not self._lingered(now):
+            return None
+        count = min(len(self._ready), self._batch_size)
+        end = at_end and count == len(self._ready)
+        entry = LogEntry(self.number + 1, _merged(self._pulls), count, self.watermark, end)
+        if self._log is not None:
+            self._log.append(entry)
+        return self._take(count, end)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that a later reader needs to go on after the last batch; picklable."""
+        return {
+            "number": self.number,
+            "watermark": self.watermark,
+            "newest": self.newest,
+            "counts": dict(self.counts),
+            "ended": self._ended,
+            "lanes": {n: (lane.part.position(), lane.newest, lane.silent) for n, lane in self._lanes.items()},
+            "buffer": [_kept(item) for item in self._buffer],
+            "ready": [_kept(item) for item in self._ready],
+        }
+
+    def close(self) -> None:
+        """Close the inputs and the log."""
+        for lane in self._lanes.values():
+            lane.part.close()
+        if self._log is not None:
+            self._log.close()
+
+    # -- live batches
+
+    def _fill(self) -> None:
+        """Pull until a batch is full or nothing is at hand."""
+        while len(self._ready) < self._batch_size:
+            if not any(self._pull_live(lane) for lane in self._furthest_behind()):
+                break
+
+    def _furthest_behind(self) -> list[_Lane]:
+        """The lanes that may have records, the one furthest behind in event time first."""
+        lanes = [lane for lane in self._lanes.values() if not lane.part.done]
+        lanes.sort(key=lambda lane: -1 if lane.newest is None else lane.newest)
+        return lanes
+
+    def _lingered(self, now: float) -> bool:
+        if self._waiting_since is None:
+            self._waiting_since = now
+        return now - self._waiting_since >= self._linger
+
+    def _at_end(self) -> bool:
+        if not all(lane.part.done for lane in self._lanes.values()):
+            return False
+        self._release(None)
+        return True
+
+    def _take(self, count: int, end: bool) -> Batch:
+        self.number += 1
+        self._ended = end
+        items = [self._ready.popleft() for _ in range(count)]
+        batch = Batch(self.number, items, self._rejects, self.watermark, end)
+        self._pulls, self._rejects = [], []
+        self._waiting_since = None
+        return batch
+
+    # -- batches formed again
+
+    def _logged_batch(self, entry: LogEntry) -> Batch:
+        if entry.number != self.number + 1:
+            raise OrderLogError(f"the order log goes from batch {self.number} to {entry.number}: entries are missing")
+        for name, count in entry.pulls:
+            if name not in self._lanes:
+                raise OrderLogError(f"partition {name!r} of batch {entry.number} is gone. Hint: put the file back")
+            self._pull_logged(self._lanes[name], count, entry.number)
+        if entry.end:
+            self._release(None)
+        if len(self._ready) < entry.count:
+            raise OrderLogError(
+                f"batch {entry.number} had {entry.count} items, but the inputs now give {len(self._ready)}: "
+                "they changed since. Hint: restore the inputs, or start with --fresh"
+            )
+        return self._take(entry.count, entry.end)
+
+    def _pull_logged(self, lane: _Lane, count: int, number: int) -> None:
+        if count in (IDLE, DONE):
+            self._silence(lane, count)
+        while count > 0:
+            pulled = self._pull(lane, count)
+            if not pulled:
+                raise OrderLogError(
+                    f"{lane.part.name}: batch {number} had {count} more records than are there now. "
+                    "Hint: the input was cut or replaced since; restore it, or start with --fresh"
+                )
+            count -= pulled
+
+    # -- one record
+
+    def _pull_live(self, lane: _Lane) -> int:
+        pulled = self._pull(lane, CHUNK)
+        if pulled:
+            lane.heard_at = wall.monotonic()
+        if not lane.silent:
+            if lane.part.done:
+                self._silence(lane, DONE)
+            elif not pulled and wall.monotonic() - lane.heard_at > self._time.idle:
+                self._silence(lane, IDLE)
+        return pulled
+
+    def _pull(self, lane: _Lane, limit: int) -> int:
+        """Take up to `limit` records of a lane into the buffer (or straight to ready); how many they were."""
+        records = lane.part.pull(limit)
+        if records:
+            lane.silent = False
+            self._pulls.append((lane.part.name, len(records)))
+            self.counts["read"] += len(records)
+            for offset, raw in records:
+                self._take_in(lane, offset, raw)
+        return len(records)
+
+    def _silence(self, lane: _Lane, why: int) -> None:
+        """The lane holds the watermark back no longer; logged, as the order depends on when."""
+        lane.silent = True
+        self._pulls.append((lane.part.name, why))
+        self._advance()
+
+    def _take_in(self, lane: _Lane, offset: int, raw: Raw) -> None:
+        name = lane.part.name
+        try:
+            event = lane.part.decode(raw)
+            item: Item = (event.event_time(), lane.kind, event.event_id(), name, offset, event, raw)
+            self._check(item)
+        except Undecodable as wrong:
+            self._refuse(wrong.reason, str(wrong), name, offset, raw)
+        except (OverflowError, ValueError) as wrong:
+            self._refuse("time_out_of_range", str(wrong), name, offset, raw)
+        else:
+            self._enqueue(lane, item)
+
+    def _check(self, item: Item) -> None:
+        """Raises `Undecodable` for times and ids that no run should act upon."""
+        time, kind, key = item[:3]
+        if not self._time.earliest <= time < self._time.latest:
+            raise Undecodable("time_out_of_range", f"event time {_text(time)} is outside the declared range")
+        if type(key) is int and not -(2**63) <= key < 2**63:
+            raise Undecodable("invalid", f"id {key} does not fit 64 bits")
+        jump = self._time.max_jump
+        if jump is not None and self.newest is not None and time > self.newest + jump:
+            raise Undecodable("time_jump", f"event time {_text(time)} is too far ahead of {_text(self.newest)}")
+        if kind == EVENT and self.watermark is not None and time < self.watermark:
+            raise Undecodable("too_late", f"event time {_text(time)} is before the watermark {_text(self.watermark)}")
+
+    def _enqueue(self, lane: _Lane, item: Item) -> None:
+        time = item[0]
+        if not self._sorted:
+            self._ready.append(item)
+        elif self.watermark is not None and time < self.watermark:
+            # Only labels get here: they stay useful until their question expires, so they go at once.
+            self.counts["late_labels"] += 1
+            self._ready.append(item)
+        else:
+            heapq.heappush(self._buffer, item)
+            if len(self._buffer) > self._time.buffer:
+                self._force_release()
+        if lane.newest is None or time > lane.newest:
+            lane.newest = time
+            if self.newest is None or time > self.newest:
+                self.newest = time
+            # After every record, so that no verdict depends on how many were pulled at once.
+            self._advance()
+
+    def _refuse(self, reason: str, detail: str, name: str, offset: int, raw: Raw) -> None:
+        self.counts["rejected_by_reader"] += 1
+        self._rejects.append(reject(reason, detail, f"{name}:{offset}", raw_bytes(raw)))
+
+    # -- the watermark
+
+    def _advance(self) -> None:
+        """Move the watermark to where the slowest partition that still speaks allows."""
+        floor = None
+        for lane in self._lanes.values():
+            if lane.silent:
+                continue
+            if lane.newest is None:
+                return
+            if floor is None or lane.newest < floor:
+                floor = lane.newest
+        if floor is None:
+            floor = self.newest
+        if floor is None:
+            return
+        watermark = floor - self._time.lateness
+        if self.watermark is None or watermark > self.watermark:
+            self.watermark = watermark
+            self._release(watermark)
+
+    def _release(self, before: int | None) -> None:
+        """Hand on what lies before a time (all, for None): nothing that is still allowed can sort before it."""
+        buffer, ready = self._buffer, self._ready
+        while buffer and (before is None or buffer[0][0] < before):
+            ready.append(heapq.heappop(buffer))
+
+    def _force_release(self) -> None:
+        item = heapq.heappop(self._buffer)
+        self._ready.append(item)
+        self.watermark = item[0] if self.watermark is None else max(self.watermark, item[0])
+        self.counts["released_by_full_buffer"] += 1
+
+    def _decode_again(self, kind: int, name: str, offset: int, raw: Raw) -> Item:
+        event = self._lanes[name].part.decode(raw)
+        return (event.event_time(), kind, event.event_id(), name, offset, event, raw)
+
+
+def raw_bytes(raw: Raw) -> bytes:
+    """A record as bytes: as read, or as JSON for objects given in memory."""
+    if isinstance(raw, bytes):
+        return raw
+    return encode(raw.model_dump(mode="json") if isinstance(raw, Event) else raw)[:-1]
+
+
+def _open_lanes(
+    inputs: Iterable[tuple[int, Source]], follow: bool, saved: dict[str, tuple[Any, int | None, bool]]
+) -> dict[str, _Lane]:
+    lanes: dict[str, _Lane] = {}
+    for kind, source in inputs:
+        for name in source.names():
+            if name in lanes:
+                raise ValueError(f"two inputs are named {name!r}. Hint: give the files different names")
+            position, newest, silent = saved.get(name, (None, None, False))
+            lanes[name] = _Lane(kind, source.open(name, position, follow), newest, silent)
+    gone = sorted(set(saved) - set(lanes))
+    if gone:
+        raise OrderLogError(f"inputs of the checkpoint are gone: {', '.join(gone)}. Hint: put them back")
+    return lanes
+
+
+def _merged(pulls: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Neighbouring pulls of one partition as one."""
+    merged: list[tuple[str, int]] = []
+    for name, count in pulls:
+        if count > 0 and merged and merged[-1][0] == name and merged[-1][1] > 0:
+            merged[-1] = (name, merged[-1][1] + count)
+        else:
+            merged.append((name, count))
+    return merged
+
+
+def _kept(item: Item) -> tuple[int, str, int, Raw]:
+    return item[1], item[3], item[4], item[6]
+
+
+def _text(time_us: int) -> str:
+    try:
+        return to_datetime(time_us).isoformat()
+    except OverflowError:
+        return f"{time_us} µs"

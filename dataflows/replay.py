@@ -1,0 +1,129 @@
+"""The same logic without an engine: a plain loop over reader, admit, features, learner and publisher.
+
+`Job.play` runs it in notebooks and tests; the backtest runs it over history. What the Bytewax flow spreads over workers
+is here one after the other, with the same classes, so the results are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import time as wall
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from dataflows.admit import Admit, Row, Work
+from dataflows.connectors.memory import Memory
+from dataflows.evaluate import Publisher
+from dataflows.events import Record
+from dataflows.job import Job
+from dataflows.learner import Columns, Learner
+from dataflows.order import EVENT, LABEL, Raw, Reader, Source
+from features.state import EntityFeatures
+
+SWEEP_EVERY = 64
+"""Batches between two sweeps of entities past their TTL; results do not depend on it, only memory does."""
+
+
+def inputs_of(job: Job, events: Iterable[Raw] | None = None, labels: Iterable[Raw] | None = None) -> list[tuple[int, Source]]:
+    """A job's inputs by kind; iterables take the place of declared sources."""
+    source: Source = job.events if events is None else Memory(event=job.events.event, items=events, name="events")
+    inputs: list[tuple[int, Source]] = [(EVENT, source)]
+    if job.label.source is not None:
+        if events is not None and labels is None:
+            raise ValueError("this job's labels are a stream of their own. Hint: job.play(events, labels)")
+        declared = job.label.source
+        inputs.append((LABEL, declared if labels is None else Memory(event=declared.event, items=labels, name="labels")))
+    elif labels is not None:
+        raise ValueError("this job finds its labels in its events. Hint: job.play(events)")
+    return inputs
+
+
+def entity_features(job: Job, index: int) -> EntityFeatures:
+    """The state of one Entity declaration, empty."""
+    lateness = job.time.lateness if job.time.order == "arrival" else 0
+    return EntityFeatures(job.entities[index], lateness)
+
+
+def answer_rows(features: EntityFeatures, rows: list[Row]) -> tuple[list[int], list[Any], list[str]]:
+    """Carry out a batch's rows in order: (places, feature values or the fault, faults of labels)."""
+    places: list[int] = []
+    answers: list[Any] = []
+    faults: list[str] = []
+    ask, read, observe = features.ask, features.read, features.observe
+    for place, key, time, values in rows:
+        try:
+            if place < 0:
+                observe(key, time, values)  # type: ignore[arg-type]
+                continue
+            answer: Any = read(key, time) if values is None else ask(key, time, values)
+        except (TypeError, ValueError, OverflowError) as error:
+            answer = f"{type(error).__name__}: {error}"
+            if place < 0:
+                faults.append(answer)
+                continue
+        places.append(place)
+        answers.append(answer)
+    return places, answers, faults
+
+
+def empty_columns(empties: list[tuple[Any, ...]], questions: int) -> Columns:
+    """Columns for a batch, filled with what an entity that was never seen gives."""
+    return [[empty] * questions for empty in empties]
+
+
+def empties_of(job: Job) -> list[tuple[Any, ...]]:
+    """By entity declaration: the features of an entity that was never seen."""
+    return [entity_features(job, i).read(None, 0) for i in range(len(job.entities))]
+
+
+class PlainRun:
+    """One job in one process without an engine.
+
+    `run` yields records; `admit`, `learner`, `features` and `publisher` may be looked at at any time.
+    """
+
+    def __init__(self, job: Job, reader: Reader) -> None:
+        self.reader = reader
+        self.admit = Admit(job)
+        self.features = [entity_features(job, i) for i in range(len(job.entities))]
+        self.learner = Learner(job)
+        self.publisher = Publisher(job)
+        self._empties = empties_of(job)
+
+    def run(self) -> Iterator[Record]:
+        """All records, batch by batch, until the inputs end."""
+        reader = self.reader
+        while True:
+            batch = reader.next_batch()
+            if batch is not None:
+                yield from self.process(self.admit.admit(batch))
+            elif reader.finished:
+                return
+            else:
+                wall.sleep(0.001)
+
+    def process(self, work: Work) -> Iterator[Record]:
+        """The records of one batch."""
+        columns = empty_columns(self._empties, work.questions)
+        for (index, _), rows in work.features.items():
+            column = columns[index]
+            places, answers, faults = answer_rows(self.features[index], rows)
+            for place, answer in zip(places, answers, strict=True):
+                column[place] = answer
+            work.rejects.extend(fault_rejects(faults))
+        if work.number % SWEEP_EVERY == 0 and work.clock is not None:
+            for features in self.features:
+                features.sweep(work.clock)
+        said = [self.learner.process(operations, columns) for operations in work.learners.values()]
+        yield from self.publisher.publish(work.rejects, said, work.end)
+
+
+def fault_rejects(faults: list[str]) -> list[Any]:
+    """Labels that a feature could not take, as rejects."""
+    from dataflows.events import reject
+
+    return [reject("feature_error", fault, "label", b"") for fault in faults]
+
+
+def play(job: Job, events: Iterable[Raw] | None = None, labels: Iterable[Raw] | None = None) -> Iterator[Record]:
+    """See `Job.play`."""
+    return PlainRun(job, Reader(inputs_of(job, events, labels), job.time)).run()

@@ -1,0 +1,1 @@
+"""Card payments: learn to spot fraud from chargebacks that come days later."""
