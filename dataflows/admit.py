@@ -248,10 +248,10 @@ class Admit:
             late = time < self._clock
             if not late:
                 self._clock = time
-                if due and due[0][0] <= time:
-                    self._reveal(time, work)
-                if self._early_order:
-                    self._forget_early(time - self._label.early, work)
+            if due and due[0][0] <= self._clock:
+                self._reveal(self._clock, work)
+            if self._early_order:
+                self._forget_early(self._clock - self._label.early, work)
             if item[1] == LABEL:
                 self._take_label(item, work)
             else:

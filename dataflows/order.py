@@ -2,13 +2,15 @@
 
 A model that learns on every event depends on the order of all events, so the order is decided in one place:
 
-1. The reader pulls records from the partitions of all inputs, always from the one that is furthest behind in
-   event time, so none runs ahead.
-2. Each record is decoded, or becomes a reject. Its event time moves the watermark: the smallest, over the
-   partitions, of the newest event time seen, less the allowed lateness. Data alone moves it, never a clock.
+1. The reader pulls records from the partitions of all inputs, always the one whose next record is earliest in
+   event time, so none runs ahead of the others.
+2. Each record is decoded, or becomes a reject. Its event time moves the watermark. Data alone moves it, never a
+   clock.
 3. With the order `event_time` a buffer releases what lies before the watermark, sorted by the order key:
    event time; at equal times labels before events; then the id, or partition and offset where there is none.
-   With `arrival` events pass in the order they were pulled.
+   The watermark is the smallest, over the partitions, of the newest event time seen, less the allowed lateness.
+   With `arrival` events pass in the order they were pulled, and the watermark is the newest event time of all,
+   less the allowed lateness: so the lateness alone bounds what features must keep to answer a late question.
 4. Released items leave in batches, closed by size or by a linger time. Before a batch leaves, its make-up is
    appended to the order log: what was pulled, in which order, and how many items left.
 5. A resume pulls just as the log says, so that every batch after the checkpoint is formed again.
@@ -22,6 +24,7 @@ import time as wall
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +39,7 @@ EVENT = 1
 """Kinds of items; at equal event times labels come first, so the kind is part of the order key."""
 
 CHUNK = 256
-"""Records pulled from a partition at once: enough to keep the cost per record low, few enough to merge well."""
+"""Records pulled from a partition at the most before looking for a fuller batch."""
 
 IDLE = 0
 DONE = -1
@@ -198,10 +201,30 @@ class Batch:
         self.end = end
 
 
+class _Decoded:
+    """A record with its event, or with why there is none."""
+
+    __slots__ = ("offset", "raw", "event", "time", "wrong")
+
+    def __init__(self, part: Partition, offset: int, raw: Raw) -> None:
+        self.offset = offset
+        self.raw = raw
+        self.event: Event | None = None
+        self.wrong: Undecodable | None = None
+        self.time: float = -inf  # a record without a time delays nothing
+        try:
+            self.event = part.decode(raw)
+            self.time = self.event.event_time()
+        except Undecodable as wrong:
+            self.wrong = wrong
+        except (OverflowError, ValueError) as wrong:
+            self.wrong = Undecodable("time_out_of_range", str(wrong))
+
+
 class _Lane:
     """A partition with what the reader knows of it."""
 
-    __slots__ = ("kind", "part", "newest", "silent", "heard_at")
+    __slots__ = ("kind", "part", "newest", "silent", "heard_at", "head", "head_position")
 
     def __init__(self, kind: int, part: Partition, newest: int | None, silent: bool) -> None:
         self.kind = kind
@@ -209,6 +232,17 @@ class _Lane:
         self.newest = newest
         self.silent = silent  # idle or at its end: holds no watermark back until it speaks again
         self.heard_at = wall.monotonic()
+        self.head: _Decoded | None = None  # pulled to see its time, not taken yet
+        self.head_position: Any = None
+
+    @property
+    def ended(self) -> bool:
+        """Everything was taken and nothing will come."""
+        return self.head is None and self.part.done
+
+    def position(self) -> Any:
+        """Where the next record to take is."""
+        return self.part.position() if self.head is None else self.head_position
 
 
 class Reader:
@@ -265,7 +299,7 @@ class Reader:
     @property
     def finished(self) -> bool:
         """All inputs are at their end and every batch has left."""
-        return self._ended and not self._replay and all(lane.part.done for lane in self._lanes.values())
+        return self._ended and not self._replay and all(lane.ended for lane in self._lanes.values())
 
     @property
     def replaying(self) -> bool:
@@ -285,7 +319,7 @@ class Reader:
             return None
         count = min(len(self._ready), self._batch_size)
         end = at_end and count == len(self._ready)
-        entry = LogEntry(self.number + 1, _merged(self._pulls), count, self.watermark, end)
+        entry = LogEntry(self.number + 1, self._pulls, count, self.watermark, end)
         if self._log is not None:
             self._log.append(entry)
         return self._take(count, end)
@@ -298,7 +332,7 @@ class Reader:
             "newest": self.newest,
             "counts": dict(self.counts),
             "ended": self._ended,
-            "lanes": {n: (lane.part.position(), lane.newest, lane.silent) for n, lane in self._lanes.items()},
+            "lanes": {n: (lane.position(), lane.newest, lane.silent) for n, lane in self._lanes.items()},
             "buffer": [_kept(item) for item in self._buffer],
             "ready": [_kept(item) for item in self._ready],
         }
@@ -314,15 +348,54 @@ class Reader:
 
     def _fill(self) -> None:
         """Pull until a batch is full or nothing is at hand."""
-        while len(self._ready) < self._batch_size:
-            if not any(self._pull_live(lane) for lane in self._furthest_behind()):
-                break
+        lanes = list(self._lanes.values())
+        pull = self._pull_chunk if len(lanes) == 1 else self._take_earliest
+        while len(self._ready) < self._batch_size and pull(lanes):
+            pass
 
-    def _furthest_behind(self) -> list[_Lane]:
-        """The lanes that may have records, the one furthest behind in event time first."""
-        lanes = [lane for lane in self._lanes.values() if not lane.part.done]
-        lanes.sort(key=lambda lane: -1 if lane.newest is None else lane.newest)
-        return lanes
+    def _pull_chunk(self, lanes: list[_Lane]) -> bool:
+        """From the only lane there is."""
+        lane = lanes[0]
+        pulled = self._pull(lane, CHUNK)
+        self._listen(lane, bool(pulled))
+        return bool(pulled)
+
+    def _take_earliest(self, lanes: list[_Lane]) -> bool:
+        """The record that is next in event time among the lanes' next ones."""
+        earliest: _Decoded | None = None
+        for lane in lanes:
+            head = lane.head or self._peek(lane)
+            if head is not None and (earliest is None or head.time < earliest.time):
+                earliest, chosen = head, lane
+        if earliest is None:
+            return False
+        chosen.head = None
+        self._note_pull(chosen, 1)
+        self._take_in(chosen, earliest)
+        if chosen.part.done:
+            self._silence(chosen, DONE)
+        return True
+
+    def _peek(self, lane: _Lane) -> _Decoded | None:
+        if lane.part.done:
+            return None
+        lane.head_position = lane.part.position()
+        records = lane.part.pull(1)
+        if records:
+            lane.head = _Decoded(lane.part, *records[0])
+        self._listen(lane, bool(records))
+        return lane.head
+
+    def _listen(self, lane: _Lane, heard: bool) -> None:
+        """Judge, by the wall clock and once, whether a lane is idle; notice its end."""
+        if heard:
+            lane.heard_at = wall.monotonic()
+        if lane.silent:
+            return
+        if lane.ended:
+            self._silence(lane, DONE)
+        elif not heard and wall.monotonic() - lane.heard_at > self._time.idle:
+            self._silence(lane, IDLE)
 
     def _lingered(self, now: float) -> bool:
         if self._waiting_since is None:
@@ -330,7 +403,7 @@ class Reader:
         return now - self._waiting_since >= self._linger
 
     def _at_end(self) -> bool:
-        if not all(lane.part.done for lane in self._lanes.values()):
+        if not all(lane.ended for lane in self._lanes.values()):
             return False
         self._release(None)
         return True
@@ -376,27 +449,23 @@ class Reader:
 
     # -- one record
 
-    def _pull_live(self, lane: _Lane) -> int:
-        pulled = self._pull(lane, CHUNK)
-        if pulled:
-            lane.heard_at = wall.monotonic()
-        if not lane.silent:
-            if lane.part.done:
-                self._silence(lane, DONE)
-            elif not pulled and wall.monotonic() - lane.heard_at > self._time.idle:
-                self._silence(lane, IDLE)
-        return pulled
-
     def _pull(self, lane: _Lane, limit: int) -> int:
         """Take up to `limit` records of a lane into the buffer (or straight to ready); how many they were."""
-        records = lane.part.pull(limit)
+        part = lane.part
+        records = part.pull(limit)
         if records:
-            lane.silent = False
-            self._pulls.append((lane.part.name, len(records)))
-            self.counts["read"] += len(records)
+            self._note_pull(lane, len(records))
             for offset, raw in records:
-                self._take_in(lane, offset, raw)
+                self._take_in(lane, _Decoded(part, offset, raw))
         return len(records)
+
+    def _note_pull(self, lane: _Lane, count: int) -> None:
+        lane.silent = False
+        self.counts["read"] += count
+        pulls = self._pulls
+        if pulls and pulls[-1][0] == lane.part.name and pulls[-1][1] > 0:
+            count += pulls.pop()[1]
+        pulls.append((lane.part.name, count))
 
     def _silence(self, lane: _Lane, why: int) -> None:
         """The lane holds the watermark back no longer; logged, as the order depends on when."""
@@ -404,16 +473,17 @@ class Reader:
         self._pulls.append((lane.part.name, why))
         self._advance()
 
-    def _take_in(self, lane: _Lane, offset: int, raw: Raw) -> None:
-        name = lane.part.name
+    def _take_in(self, lane: _Lane, record: _Decoded) -> None:
+        event = record.event
         try:
-            event = lane.part.decode(raw)
-            item: Item = (event.event_time(), lane.kind, event.event_id(), name, offset, event, raw)
+            if event is None:
+                raise record.wrong or Undecodable("invalid", "no event")
+            item: Item = (
+                int(record.time), lane.kind, event.event_id(), lane.part.name, record.offset, event, record.raw,
+            )  # fmt: skip
             self._check(item)
         except Undecodable as wrong:
-            self._refuse(wrong.reason, str(wrong), name, offset, raw)
-        except (OverflowError, ValueError) as wrong:
-            self._refuse("time_out_of_range", str(wrong), name, offset, raw)
+            self._refuse(wrong.reason, str(wrong), lane.part.name, record.offset, record.raw)
         else:
             self._enqueue(lane, item)
 
@@ -457,22 +527,25 @@ class Reader:
 
     def _advance(self) -> None:
         """Move the watermark to where the slowest partition that still speaks allows."""
-        floor = None
-        for lane in self._lanes.values():
-            if lane.silent:
-                continue
-            if lane.newest is None:
-                return
-            if floor is None or lane.newest < floor:
-                floor = lane.newest
-        if floor is None:
-            floor = self.newest
+        floor = self._slowest() if self._sorted else self.newest
         if floor is None:
             return
         watermark = floor - self._time.lateness
         if self.watermark is None or watermark > self.watermark:
             self.watermark = watermark
             self._release(watermark)
+
+    def _slowest(self) -> int | None:
+        """The newest event time of the lane furthest behind; None while one that speaks has shown none."""
+        slowest = None
+        for lane in self._lanes.values():
+            if lane.silent:
+                continue
+            if lane.newest is None:
+                return None
+            if slowest is None or lane.newest < slowest:
+                slowest = lane.newest
+        return self.newest if slowest is None else slowest
 
     def _release(self, before: int | None) -> None:
         """Hand on what lies before a time (all, for None): nothing that is still allowed can sort before it."""
@@ -512,17 +585,6 @@ def _open_lanes(
     if gone:
         raise OrderLogError(f"inputs of the checkpoint are gone: {', '.join(gone)}. Hint: put them back")
     return lanes
-
-
-def _merged(pulls: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Neighbouring pulls of one partition as one."""
-    merged: list[tuple[str, int]] = []
-    for name, count in pulls:
-        if count > 0 and merged and merged[-1][0] == name and merged[-1][1] > 0:
-            merged[-1] = (name, merged[-1][1] + count)
-        else:
-            merged.append((name, count))
-    return merged
 
 
 def _kept(item: Item) -> tuple[int, str, int, Raw]:

@@ -92,14 +92,15 @@ class PlainRun:
     def run(self) -> Iterator[Record]:
         """All records, batch by batch, until the inputs end."""
         reader = self.reader
-        while True:
-            batch = reader.next_batch()
-            if batch is not None:
-                yield from self.process(self.admit.admit(batch))
-            elif reader.finished:
-                return
-            else:
-                wall.sleep(0.001)
+        try:
+            while not reader.finished:
+                batch = reader.next_batch()
+                if batch is not None:
+                    yield from self.process(self.admit.admit(batch))
+                elif not reader.finished:
+                    wall.sleep(0.001)
+        finally:
+            reader.close()
 
     def process(self, work: Work) -> Iterator[Record]:
         """The records of one batch."""

@@ -246,7 +246,7 @@ _SORTABLE = (str, int, float, bool, bytes)
 
 
 class Frequent(Distinct):
-    """Counts of distinct values, to tell the most frequent: a lazy heap beside the counts, so that `get` need not search.
+    """Counts of distinct values, to tell the most frequent, with a lazy heap that saves searching them.
 
     >>> frequent = Frequent(None)
     >>> for city in ("Toulouse", "Paris", "Paris", "Albi", "Albi"):
@@ -286,7 +286,8 @@ class Frequent(Distinct):
 
     def _entry(self, key: Any) -> tuple[int, str, Any, Any]:
         value = key[1] if type(key) is tuple else key
-        return -self.counts[key], type(value).__name__, value if type(value) in _SORTABLE else repr(value), key
+        sortable = value if type(value) in _SORTABLE else repr(value)
+        return -self.counts[key], type(value).__name__, sortable, key
 
 
 class Decay:

@@ -29,7 +29,7 @@ def duration(value: str | int | timedelta) -> int:
     >>> duration("1.5h")
     Traceback (most recent call last):
     ...
-    ValueError: not a duration: '1.5h'. Write a whole number and a unit, such as "500ms", "30s", "5m", "1h", "7d" or "2w"
+    ValueError: not a duration: '1.5h'. Write a whole number and a unit: us, ms, s, m, h, d or w, such as "7d"
     """
     if isinstance(value, str):
         return _parse(value)
@@ -39,7 +39,7 @@ def duration(value: str | int | timedelta) -> int:
         microseconds = value
     else:
         raise TypeError(
-            f'not a duration: {value!r} of type {type(value).__name__}. '
+            f"not a duration: {value!r} of type {type(value).__name__}. "
             'Write it as text ("7d"), as a timedelta, or as an int of microseconds'
         )
     if microseconds < 0:
@@ -64,7 +64,6 @@ def _parse(text: str) -> int:
     match = _TEXT.fullmatch(text.strip())
     if match is None:
         raise ValueError(
-            f"not a duration: {text!r}. "
-            'Write a whole number and a unit, such as "500ms", "30s", "5m", "1h", "7d" or "2w"'
+            f'not a duration: {text!r}. Write a whole number and a unit: us, ms, s, m, h, d or w, such as "7d"'
         )
     return int(match[1]) * _UNITS_US[match[2]]

@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from features.accumulators import Latest
 from features.missing import MISSING
 from features.windows import Hopping, Tiled, Tumbling, Window
 
@@ -229,10 +230,13 @@ class TileBest:
             starts.append(tile)
             values.append(value)
 
-    def since(self, start: int, first: int) -> object:
-        """The value since the tile that starts at `start`, or MISSING."""
+    def since(self, start: int, first: int) -> Latest:
+        """The value since the tile that starts at `start`."""
+        best = Latest()
         i = bisect_left(self._starts, start)
-        return self._values[i] if i < len(self._values) else MISSING
+        if i < len(self._values):
+            best.value = self._values[i]
+        return best
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._beats, self._starts, self._values

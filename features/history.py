@@ -52,9 +52,10 @@ class HistoryPlan(NamedTuple):
 class Column:
     """One field of the events of one entity. Lists of prefixes have one element more than there are events."""
 
-    __slots__ = ("counts", "shift", "squares", "sums", "unit", "values")
+    __slots__ = ("counts", "place", "shift", "squares", "sums", "unit", "values")
 
-    def __init__(self, needs: Needs) -> None:
+    def __init__(self, place: int, needs: Needs) -> None:
+        self.place = place  # of the field among the values of an event
         self.shift = 0
         self.unit = 1.0  # 2.0**shift, or inf
         self.sums: list[int] | None = [0] if needs.sums else None
@@ -64,19 +65,18 @@ class Column:
 
     def append(self, value: Any, size: int) -> None:
         """Put `value` after the `size` values there are."""
-        counts = self.counts
-        if value is None and counts is None:
-            counts = self.counts = list(range(size + 1))
-        if counts is not None:
-            counts.append(counts[-1] + (value is not None))
-        if self.values is not None:
-            self.values.append(value)
         sums = self.sums
         if sums is not None:
-            amount = 0 if value is None else self._units(value)
+            amount = self._units(value)
             sums.append(sums[-1] + amount)
             if self.squares is not None:
                 self.squares.append(self.squares[-1] + amount * amount)
+        if self.values is not None:
+            self.values.append(value)
+        if self.counts is not None:
+            self.counts.append(self.counts[-1] + (value is not None))
+        elif value is None:
+            self.counts = [*range(size + 1), size]
 
     def insert(self, at: int, value: Any, size: int) -> None:
         """Put `value` before the value at `at`."""
@@ -87,7 +87,7 @@ class Column:
         if self.values is not None:
             self.values.insert(at, value)
         if self.sums is not None:
-            amount = 0 if value is None else self._units(value)
+            amount = self._units(value)
             _insert_prefix(self.sums, at, amount)
             if self.squares is not None:
                 _insert_prefix(self.squares, at, amount * amount)
@@ -114,13 +114,17 @@ class Column:
         """The index of the last value not None among lo … hi - 1; there must be one."""
         return hi - 1 if self.counts is None else bisect_left(self.counts, self.counts[hi], lo, hi + 1) - 1
 
-    def _units(self, value: float) -> int:
-        if type(value) is float:
-            scaled = value * self.unit
-            if -1e300 < scaled < 1e300:
-                whole = int(scaled)
-                if whole == scaled:
-                    return whole
+    def _units(self, value: float | None) -> int:
+        """The value in units of 2**-shift, 0 for None; the shift grows where it must."""
+        kind = type(value)
+        if kind is float:
+            scaled = value * self.unit  # type: ignore[operator]
+            if 2.0**52 <= scaled < 2.0**1000:  # from 2**52 on, every float is whole
+                return int(scaled)
+        elif kind is bool or kind is int:
+            return value << self.shift  # type: ignore[operator, return-value]
+        if value is None:
+            return 0
         try:
             return units(value, self.shift)
         except ValueError:  # a negative shift count: the value is finer than our units
@@ -137,10 +141,10 @@ class Column:
             self.squares[:] = [total << 2 * up for total in self.squares]
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.shift, self.sums, self.squares, self.values, self.counts
+        return self.place, self.shift, self.sums, self.squares, self.values, self.counts
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.shift, self.sums, self.squares, self.values, self.counts = state
+        self.place, self.shift, self.sums, self.squares, self.values, self.counts = state
         self.unit = 2.0**self.shift if self.shift < 1024 else float("inf")
 
 
@@ -191,31 +195,28 @@ class History:
 
     def __init__(self, plan: HistoryPlan) -> None:
         self.times: array[int] = array("q")
-        self.columns = [Column(needs) for needs in plan.columns]
+        self.columns = [Column(place, needs) for place, needs in enumerate(plan.columns)]
         self.movers: list[list[Mover]] | None = None
 
     def observe(self, plan: HistoryPlan, t: int, values: tuple[Any, ...]) -> int:
         """Put an event at its place; returns how many events are there up to and including it."""
         times = self.times
         size = len(times)
-        if size == 0 or t >= times[-1]:
-            times.append(t)
-            for column, value in zip(self.columns, values, strict=True):
-                column.append(value, size)
-            hi = size + 1
-        else:
+        if size and t < times[-1]:
             hi = self._insert(plan, t, values)
-        size += 1
-        if size & (size - 1) == 0 and size >= TRIM_FROM:
-            hi -= self._trim(plan)
+        else:
+            for column in self.columns:
+                column.append(values[column.place], size)
+            times.append(t)
+            hi = size + 1
+        if size & (size + 1) == 0 and size >= TRIM_FROM:
+            hi = max(hi - self._trim(plan), 0)
         return hi
 
     def bounds(self, plan: HistoryPlan, t: int, hi: int) -> list[int]:
         """Where each window as of t starts, given that the first `hi` events came at t or before."""
         times = self.times
-        result = []
-        for span in plan.spans_us:
-            result.append(bisect_right(times, t - span, 0, hi))  # noqa: PERF401  (a comprehension costs a frame)
+        result = [bisect_right(times, t - span) for span in plan.spans_us]
         for count in plan.lasts:
             lo = hi - count if hi > count else 0
             result.append(lo if plan.ttl_us is None else self._since_pause(plan.ttl_us, t, lo, hi))
@@ -237,8 +238,8 @@ class History:
             for mover in movers:
                 mover.inserted(at, values[column], t)
         self.times.insert(at, t)
-        for column_, value in zip(self.columns, values, strict=True):
-            column_.insert(at, value, size)
+        for each in self.columns:
+            each.insert(at, values[each.place], size)
         return at + 1
 
     def _trim(self, plan: HistoryPlan) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, Literal, overload
 
 from pydantic import field_validator, model_validator
@@ -31,7 +30,7 @@ def Last(what: str | int, *, empty: Any = _UNSET) -> LastValue | LastEvents:
     if isinstance(what, str):
         return LastValue(what, empty=None if empty is _UNSET else empty)
     if isinstance(what, bool) or not isinstance(what, int):
-        raise TypeError(f'Last takes the name of a field or a number of events, not {what!r}. Try Last("city"), Last(10)')
+        raise TypeError(f'Last takes a field or a number of events, not {what!r}. Try Last("city") or Last(10)')
     if empty is not _UNSET:
         raise TypeError(f"Last({what}) is a window and takes no empty=. Hint: give it to the aggregates")
     return LastEvents(what)
@@ -92,7 +91,7 @@ class Entity(Declaration):
     @classmethod
     def _some(cls, parts: tuple[Any, ...]) -> tuple[Any, ...]:
         if not parts or "" in parts:
-            raise ValueError("Entity needs a key, aggregates and windows, such as Entity('card_id', [Count()], over='7d')")
+            raise ValueError("Entity needs a key, aggregates and windows. Try Entity('card_id', [Count()], over='7d')")
         return parts
 
     @model_validator(mode="after")
@@ -205,6 +204,7 @@ class Fields(Declaration):
 def window(over: Duration | Window) -> Window:
     """The window that an element of `over=` stands for.
 
+    >>> from datetime import timedelta
     >>> window("7d") == Sliding("7d"), window("lifetime") == Lifetime(), window(timedelta(hours=1)).label
     (True, True, '1h')
     """

@@ -269,7 +269,8 @@ def _positive(name: str, value: Duration) -> int:
     return us
 
 
-
 def _bound_tiles(window: Window, length_us: int, tile_us: int) -> None:
     if length_us // tile_us > TILES_MAX:
-        raise ValueError(f"{window!r} takes {length_us // tile_us:,} tiles, more than {TILES_MAX:,}. Hint: coarser tiles")
+        raise ValueError(
+            f"{window!r} takes {length_us // tile_us:,} tiles, more than {TILES_MAX:,}. Hint: coarser tiles"
+        )

@@ -95,9 +95,7 @@ def simulate(
     return payments, report(payments, frauds, seed)
 
 
-def simulate_payments(
-    days: int, customers: int, terminals: int, seed: int
-) -> tuple[list[Row], dict[str, str]]:
+def simulate_payments(days: int, customers: int, terminals: int, seed: int) -> tuple[list[Row], dict[str, str]]:
     """The payments, and of those that are fraud which of the three things went wrong (by payment id)."""
     for name, size in (("days", days), ("customers", customers), ("terminals", terminals)):
         if size < 1:
@@ -174,9 +172,7 @@ def _poisson(mean: float, rng: Random) -> int:
     return count
 
 
-def _spend(
-    customer: Customer, days: int, troubles: Troubles, rng: Random
-) -> Iterator[tuple[int, Row, str | None]]:
+def _spend(customer: Customer, days: int, troubles: Troubles, rng: Random) -> Iterator[tuple[int, Row, str | None]]:
     """One customer's payments: (seconds since START, the row without id and time, what is wrong with it)."""
     stolen = troubles.cards.get(customer.card_id, [])
     for day in range(days):
@@ -231,9 +227,7 @@ def report(payments: Iterable[Row], frauds: dict[str, str], seed: int) -> list[R
             reports.append((min(first + _delay(rng), paid + REPORT_MAX_S), row["payment_id"]))
         if rng.random() < REPORTED_UNKNOWN:
             reports.append((first + _delay(rng), f"x-{rng.randrange(10**6):06d}"))
-    return [
-        {"payment_id": name, "reported_at": _iso(second), "fraud": True} for second, name in sorted(reports)
-    ]
+    return [{"payment_id": name, "reported_at": _iso(second), "fraud": True} for second, name in sorted(reports)]
 
 
 def _delay(rng: Random) -> int:

@@ -1,7 +1,7 @@
 """Independent oracles: slow programs that are plainly right, to hold the fast ones against.
 
-Nothing of Millrace is imported. Whatever is asked is computed again from the raw rows, with exact fractions that
-are rounded once at the end; there is no state to get wrong but the lists of what has been seen.
+Nothing of Millrace is imported. Whatever is asked is computed again from the raw rows, with exact fractions
+that are rounded once at the end; there is no state to get wrong but the lists of what has been seen.
 
 - `fraud_features_naive`: the windowed features of the Fraud Detection Handbook for chosen transactions.
 - `plain_loop`: questions, late labels, expiries, predictions and learning with plain river.
@@ -44,7 +44,7 @@ def exact_mean(values: Iterable[float]) -> float:
 def fraud_features_naive(rows: Sequence[Row], indices: Iterable[int]) -> list[dict[str, float]]:
     """The 12 windowed features of the transactions at `indices`, from their whole history.
 
-    Customers: count and mean amount over (t − w, t], of what came before in the file and the transaction itself.
+    Customers: count and mean amount over (t − w, t], of what came before in the file and of itself.
     Terminals: count and fraud rate over (t − 7d − w, t − 7d]. w = 1, 7, 30 days.
 
     Parameters
@@ -166,7 +166,8 @@ def plain_loop(
     card_windows, shop_windows
         Name and length (µs) of each window.
     metrics
-        river metrics; updated in place with each label and the output it belongs to.
+        river metrics; updated in place with each label and the output it belongs to. An empty prediction
+        counts as 0.0 here; river's `progressive_val_score` leaves it out.
 
     Returns predictions in the order of the questions, and outcomes in the order of the answers. Raises
     `ValueError` for an order that is not known, or `arrival` without `arrivals`.
@@ -209,7 +210,6 @@ def _ordered(
         raise ValueError(f"order is {order!r}; it is one of 'event_time', 'arrival'")
     items: list[Arrival] = [("label", row) for row in labels]
     items += [("event", row) for row in events]
-    # "label" first: it was put in first only for readers; the key says so too.
     return sorted(items, key=lambda item: (item[1]["t"], item[0] == "event", item[1]["id"]))
 
 
@@ -327,7 +327,7 @@ def _windowed(
 
 
 class Stream(NamedTuple):
-    """A made-up stream: `arrivals` holds the same events and labels, out of order by at most `lateness` (µs)."""
+    """A made-up stream: `arrivals` has the same items, out of order by less than `lateness` (µs)."""
 
     events: list[Row]
     labels: list[Row]
@@ -345,7 +345,7 @@ def keystone_stream(
     horizon: int = 3 * HOUR_US,
     lateness: int = 10 * MINUTE_US,
 ) -> Stream:
-    """A stream of `n` questions with gaps, many equal times, duplicates, and labels of every kind of lateness.
+    """A stream of `n` questions with gaps, many equal times, duplicates, and labels early, late and never.
 
     Times are mostly whole minutes, so that windows, labels and horizons meet to the microsecond. Ids are
     shuffled, so that at equal times the id decides and not the order of the list. Labels come at once, later,
