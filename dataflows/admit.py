@@ -88,26 +88,11 @@ class Work:
         self.status: dict[str, Any] = {}
 
 
-class _Open:
-    """A question that waits for its label: what it takes to answer it."""
+Open = tuple[int, tuple[Any, ...], Hashable, Any]
+"""A question that waits: learner group, rows for label-derived features, what a label names it by, label or NO_LABEL.
 
-    __slots__ = ("id", "time", "group", "rows", "match", "label")
-
-    def __init__(
-        self, id: EventId, time: int, group: int, rows: list[Any], match: Hashable, label: Any = NO_LABEL
-    ) -> None:
-        self.id = id
-        self.time = time
-        self.group = group
-        self.rows = rows
-        self.match = match
-        self.label = label
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        return (self.id, self.time, self.group, self.rows, self.match, self.label)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.id, self.time, self.group, self.rows, self.match, self.label = state
+A tuple of plain values, because there may be a million of them: the garbage collector leaves such tuples alone.
+"""
 
 
 class _Remembered:
@@ -150,7 +135,9 @@ class _EntityRows:
     def answered(self, values: tuple[Any, ...], label: Any) -> tuple[Any, ...]:
         """The values with the label in its place."""
         at = self.label_at
-        return values if at < 0 else (*values[:at], label, *values[at + 1 :])
+        if at < 0:
+            return values
+        return (label,) if len(values) == 1 else (*values[:at], label, *values[at + 1 :])
 
 
 def _key_getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], Any]:
@@ -210,7 +197,7 @@ class Admit:
         self._seq: int = state.get("seq", 0)
         self._ids: _Remembered = _resume(state, "ids", job.max_ids)
         self._closed: _Remembered = _resume(state, "closed", job.max_ids)
-        self._open: dict[int, _Open] = state.get("open", {})
+        self._open: dict[int, Open] = state.get("open", {})
         self._oldest: int = state.get("oldest", 1)
         self._waiting: dict[Hashable, tuple[int, ...]] = state.get("waiting", {})
         self._due: list[tuple[int, int]] = state.get("due", [])
@@ -221,6 +208,11 @@ class Admit:
     def __len__(self) -> int:
         """Open questions."""
         return len(self._open)
+
+    @property
+    def questions(self) -> int:
+        """Events that were asked about."""
+        return self._seq
 
     def snapshot(self) -> dict[str, Any]:
         """All state; picklable. Live objects: pickle before going on."""
@@ -281,12 +273,13 @@ class Admit:
         except Exception as error:  # whatever a user's function raises spoils its event, not the job
             self._reject("function_error", f"{type(error).__name__}: {error}", item, work)
             return
-        if self._has_ids:
-            self.counts["ids_forgotten"] += self._ids.add(id, None)
+        if self._has_ids and self._ids.add(id, None):
+            self.counts["ids_forgotten"] += 1
         if self._target_key is not None:
             self._answer_targets(row, time, work)
-        self._ask(work, id, time, late, key, static, entities)
-        self._await_label(row, id, time, delay, entities, work, key)
+        group = self._global_group if self._per is None else key_group(key, self._groups)
+        rows = self._ask(work, group, id, time, late, key, static, entities)
+        self._await_label(row, id, time, delay, group, rows, work)
 
     def _with_derived(self, event: Event, row: dict[str, Any]) -> dict[str, Any]:
         row = row.copy()
@@ -294,43 +287,46 @@ class Admit:
             row[derived.name] = derived.fn(event)
         return row
 
-    def _entity_rows(self, event: Event, row: dict[str, Any]) -> list[tuple[_EntityRows, int, Any, tuple[Any, ...] | None]]:
+    def _entity_rows(self, event: Event, row: dict[str, Any]) -> list[tuple[_EntityRows, Any, tuple[Any, ...] | None]]:
+        """By entity declaration the key and values of the event; values are None where `where` is not met."""
         rows = []
-        groups = self._groups
         for entity in self._entities:
             key = entity.key(row)
-            if key is None:
-                continue
-            values = entity.values(row) if entity.where is None or entity.where(event) else None
-            rows.append((entity, key_group(key, groups) if groups > 1 else 0, key, values))
+            if key is not None:
+                rows.append((entity, key, entity.values(row) if entity.where is None or entity.where(event) else None))
         return rows
 
     def _ask(
-        self, work: Work, id: EventId, time: int, late: bool, key: Any, static: tuple[Any, ...], entities: list[Any]
-    ) -> None:
+        self, work: Work, group: int, id: EventId, time: int, late: bool, key: Any, static: tuple[Any, ...],
+        entities: list[tuple[_EntityRows, Any, tuple[Any, ...] | None]],
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Tell features and learner of the question; the rows that label-derived features will need of it."""
         place = work.questions
         work.questions += 1
         self._seq += 1
-        self.counts["questions"] += 1
-        self.counts["late_events"] += late
-        group = self._global_group if self._per is None else key_group(key, self._groups)
+        if late:
+            self.counts["late_events"] += 1
         work.owners.append(group)
         reads = work.reads.get(group)
         if reads is None:
             reads = work.reads[group] = set()
-        features = work.features
-        for entity, entity_group, entity_key, values in entities:
-            where = (entity.index, entity_group)
-            row: Row = (place, entity_key, time, None if entity.of_labels else values)
+        features, groups = work.features, self._groups
+        later: tuple[Any, ...] = ()
+        for entity, entity_key, values in entities:
+            where = (entity.index, key_group(entity_key, groups) if groups > 1 else 0)
+            if entity.of_labels:
+                if values is not None:
+                    later += ((where, entity_key, values),)
+                values = None
             reads.add(where)
             if where in features:
-                features[where].append(row)
+                features[where].append((place, entity_key, time, values))
             else:
-                features[where] = [row]
-        self._tell(work, group, QUESTION, self._seq, place, id, time, late, key, static)
+                features[where] = [(place, entity_key, time, values)]
+        self._tell(work, group, (QUESTION, work.operations, self._seq, place, id, time, late, key, static))
+        return later
 
-    def _tell(self, work: Work, group: int, kind: int, *details: Any) -> None:
-        operation = (kind, work.operations, *details)
+    def _tell(self, work: Work, group: int, operation: tuple[Any, ...]) -> None:
         work.operations += 1
         operations = work.learners.get(group)
         if operations is None:
@@ -340,26 +336,16 @@ class Admit:
     # -- labels to come
 
     def _await_label(
-        self, row: dict[str, Any], id: EventId, time: int, delay: int, entities: list[Any], work: Work, key: Any
+        self, row: dict[str, Any], id: EventId, time: int, delay: int, group: int, rows: tuple[Any, ...], work: Work
     ) -> None:
         label = self._label
         seq = self._seq
-        rows = [(e.index, g, k, v) for e, g, k, v in entities if e.of_labels and v is not None]
-        match = self._match_event(row, id, time) if self._kind == "stream" else None
-        question = _Open(id, time, work.owners[-1], rows, match)
-        self._open[seq] = question
         expires = None if label.horizon is None else time + label.horizon + 1
         if self._kind == "field":
-            value = row[label.field]
-            if value is not None and (expires is None or delay <= label.horizon):
-                question.label = value
-                heapq.heappush(self._due, (time + max(delay, 0), seq))
-            elif expires is not None:
-                heapq.heappush(self._due, (expires, seq))
-            else:
-                self.counts["unlabelled"] += 1
-                self._discard(seq, work)
+            self._await_field(row[label.field], seq, time, delay, group, rows, expires, work)
             return
+        match = self._match_event(row, id, time) if self._kind == "stream" else None
+        self._open[seq] = (group, rows, match, NO_LABEL)
         if expires is not None:
             heapq.heappush(self._due, (expires, seq))
         if self._kind == "later":
@@ -370,6 +356,22 @@ class Admit:
                 self._answer_early(match, seq, time, work)
         if len(self._open) > label.max_open:
             self._push_out_oldest(work)
+
+    def _await_field(
+        self, value: Any, seq: int, time: int, delay: int, group: int, rows: tuple[Any, ...], expires: int | None,
+        work: Work,
+    ) -> None:  # fmt: skip
+        """The label is known already; it waits for its time, or for the horizon if that comes first."""
+        if value is not None and (expires is None or time + delay < expires):
+            self._open[seq] = (group, rows, None, value)
+            heapq.heappush(self._due, (time + delay if delay > 0 else time, seq))
+            return
+        self._open[seq] = (group, rows, None, NO_LABEL)
+        if expires is not None:
+            heapq.heappush(self._due, (expires, seq))
+        else:
+            self.counts["unlabelled"] += 1
+            self._discard(seq, work)
 
     def _await_target(self, row: dict[str, Any], seq: int, time: int) -> None:
         assert self._target_key is not None
@@ -396,9 +398,16 @@ class Admit:
         value, label_time, _, _ = self._early.pop(match)
         self.counts["early_labels"] += 1
         if self._label.revisions == "last":
-            self._open[seq].label = value
+            self._revise(seq, value)
         else:
             self._answer(seq, value, max(label_time, time), False, work)
+
+    def _revise(self, seq: int, value: Any) -> None:
+        """The newest label so far, learned when the horizon ends."""
+        group, rows, match, before = self._open[seq]
+        if before is not NO_LABEL:
+            self.counts["revised_labels"] += 1
+        self._open[seq] = (group, rows, match, value)
 
     def _push_out_oldest(self, work: Work) -> None:
         while self._oldest not in self._open:
@@ -421,8 +430,7 @@ class Admit:
             self._unmatched(match, value, item, work)
         elif self._label.revisions == "last":
             for seq in seqs:
-                self.counts["revised_labels"] += self._open[seq].label is not NO_LABEL
-                self._open[seq].label = value
+                self._revise(seq, value)
         else:
             for seq in seqs:
                 self._answer(seq, value, time, False, work)
@@ -473,7 +481,7 @@ class Admit:
                 self._fall_due(seq, moment, work)
 
     def _fall_due(self, seq: int, moment: int, work: Work) -> None:
-        label = self._open[seq].label
+        label = self._open[seq][3]
         if label is NO_LABEL:
             self._expire(seq, moment, work)
         else:
@@ -487,23 +495,26 @@ class Admit:
             self._answer(seq, self._label.otherwise, moment, True, work)
 
     def _answer(self, seq: int, label: Any, moment: int, assumed: bool, work: Work) -> None:
-        question = self._open.pop(seq)
-        self.counts["answers"] += 1
-        for index, group, key, values in question.rows:
-            values = self._entities[index].answered(values, label)
-            work.features.setdefault((index, group), []).append((-1, key, moment, values))
-        self._tell(work, question.group, ANSWER, seq, label, moment, assumed)
-        self._close(question, None if assumed else (label,))
+        group, rows, match, _ = self._open.pop(seq)
+        for where, key, values in rows:
+            row = (-1, key, moment, self._entities[where[0]].answered(values, label))
+            if where in work.features:
+                work.features[where].append(row)
+            else:
+                work.features[where] = [row]
+        self._tell(work, group, (ANSWER, work.operations, seq, label, moment, assumed))
+        if match is not None:
+            self._close(match, None if assumed else (label,))
 
     def _discard(self, seq: int, work: Work) -> None:
-        question = self._open.pop(seq)
-        self._tell(work, question.group, DISCARDED, seq)
-        self._close(question, None)
+        group, _, match, _ = self._open.pop(seq)
+        self._tell(work, group, (DISCARDED, work.operations, seq))
+        if match is not None:
+            self._close(match, None)
 
-    def _close(self, question: _Open, label: tuple[Any] | None) -> None:
-        if question.match is not None:
-            self._waiting.pop(question.match, None)
-            self._closed.add(question.match, label)
+    def _close(self, match: Hashable, label: tuple[Any] | None) -> None:
+        self._waiting.pop(match, None)
+        self._closed.add(match, label)
 
     def _finish(self, work: Work) -> None:
         """The end of input: what is open is revealed or expires; labels without a question are orphans."""
@@ -545,13 +556,15 @@ def _matchers(job: Job) -> tuple[Callable[[dict[str, Any], EventId, int], Hashab
 def _static_values(job: Job) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
     """The feature values that the event alone gives: fields, derived values, rows of static tables."""
     steps: list[Callable[[dict[str, Any]], tuple[Any, ...]]] = []
+    names: tuple[str, ...] = ()
     for feature in job.features:
-        if isinstance(feature, Fields):
-            steps.append(_values_getter(tuple(feature.names), None))
-        elif isinstance(feature, Derived) and feature.feature:
-            steps.append(_values_getter((feature.name,), None))
+        if isinstance(feature, Fields | Derived):
+            names += feature.feature_names
         elif isinstance(feature, Lookup):
+            steps += [_values_getter(names, None)] if names else []
             steps.append(_lookup(feature))
+            names = ()
+    steps += [_values_getter(names, None)] if names or not steps else []
     if len(steps) == 1:
         return steps[0]
     return lambda row: tuple([value for step in steps for value in step(row)])

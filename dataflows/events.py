@@ -52,7 +52,7 @@ def to_datetime(time_us: int) -> datetime:
     >>> to_datetime(1_500_000)
     datetime.datetime(1970, 1, 1, 0, 0, 1, 500000, tzinfo=datetime.timezone.utc)
     """
-    return EPOCH + timedelta(microseconds=time_us)
+    return EPOCH + timedelta(0, 0, time_us)
 
 
 def to_time_us(moment: datetime | date | str | int) -> int:
@@ -157,11 +157,15 @@ class Event(BaseModel):
         return cls.model_fields[name].annotation
 
     def event_id(self) -> EventId | None:
-        """The id, or None for classes without one."""
+        """The id, or None for classes without one; raises `Undecodable` for integers beyond 64 bits."""
         if self.id_field is None:
             return None
         value = getattr(self, self.id_field)
-        return value if type(value) is str or type(value) is int else str(value)
+        if type(value) is int:
+            if not -INT64 <= value < INT64:
+                raise Undecodable("invalid", f"{self.id_field}: {_short(value)} does not fit 64 bits")
+            return value
+        return value if type(value) is str else str(value)
 
     def event_time(self) -> int:
         """The event time in microseconds since 1970-01-01T00:00:00Z."""
@@ -252,7 +256,7 @@ def csv_row(header: list[str], line: bytes, text_fields: frozenset[str]) -> dict
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell or name in text_fields}
 
 
-class Prediction(msgspec.Struct, frozen=True, tag_field="record", tag="prediction"):
+class Prediction(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="prediction"):
     """What a named model version said about a question, and from which features.
 
     `output` is a probability of True (bool labels), a distribution over labels (other classifiers), a value
@@ -269,7 +273,7 @@ class Prediction(msgspec.Struct, frozen=True, tag_field="record", tag="predictio
     late: bool = False
 
 
-class Outcome(msgspec.Struct, frozen=True, tag_field="record", tag="outcome"):
+class Outcome(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="outcome"):
     """A prediction with its label.
 
     `time` is the question's event time, `label_time` when the label became known, `version` the one that
@@ -287,7 +291,7 @@ class Outcome(msgspec.Struct, frozen=True, tag_field="record", tag="outcome"):
     assumed: bool = False
 
 
-class Metrics(msgspec.Struct, frozen=True, tag_field="record", tag="metrics"):
+class Metrics(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="metrics"):
     """Delayed progressive metrics over all outcomes so far, as of an event time."""
 
     time: datetime
@@ -295,7 +299,7 @@ class Metrics(msgspec.Struct, frozen=True, tag_field="record", tag="metrics"):
     values: dict[str, float | None]
 
 
-class Reject(msgspec.Struct, frozen=True, tag_field="record", tag="reject"):
+class Reject(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="reject"):
     """What could not be used: why (`reason` to count by, `detail` to read), where it was read, its bytes.
 
     `original` is the record as text, or base64 where `encoding` says so.

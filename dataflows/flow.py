@@ -327,7 +327,7 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
             "watermark": batch.watermark,
             "open": len(self._admit),
             "read": self._reader.counts["read"],
-            "questions": self._admit.counts["questions"],
+            "questions": self._admit.questions,
             "late_events": self._admit.counts["late_events"],
             "end": batch.end,
         }
@@ -430,13 +430,13 @@ class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart, tuple[str, bytes]
 
     def on_batch(
         self, values: list[PublisherHead | SaidPart]
-    ) -> tuple[list[tuple[str, tuple[str, bytes]]], bool]:
+    ) -> tuple[list[tuple[str, bytes]], bool]:
         for value in values:
             if type(value) is PublisherHead:
                 self._heads[value.number] = value
             else:
                 self._parts.setdefault(value.number, []).append(value)  # type: ignore[arg-type]
-        lines: list[tuple[str, tuple[str, bytes]]] = []
+        lines: list[tuple[str, bytes]] = []
         for number in sorted(self._heads):
             if len(self._parts.get(number, ())) < self._heads[number].learners:
                 break

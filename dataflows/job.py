@@ -444,7 +444,7 @@ def delay_function(label: Label) -> Callable[[Event], int]:
         return lambda event: duration(getattr(event, name))
     if callable(delay):
         return lambda event: duration(delay(event))
-    return lambda event: delay  # type: ignore[no-any-return]
+    return lambda event: delay
 
 
 __all__ = [

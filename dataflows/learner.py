@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
@@ -27,14 +28,16 @@ Columns = list[list[Any]]
 
 
 class _Model:
-    """A river model with its name and version."""
+    """A river model with its name, its version, and its two methods that matter here."""
 
-    __slots__ = ("model", "name", "version")
+    __slots__ = ("model", "name", "version", "answer", "learn")
 
-    def __init__(self, model: Any, name: str, version: int = 0) -> None:
+    def __init__(self, model: Any, name: str, version: int, method: str) -> None:
         self.model = model
         self.name = name
         self.version = version
+        self.answer: Callable[[dict[str, Any]], Any] = getattr(model, method)
+        self.learn: Callable[..., None] = model.learn_one
 
 
 class Learner:
@@ -54,16 +57,18 @@ class Learner:
         self._arrange = _arrangement(job)
         self._model_name = job.model_name
         self._prototype = pickle.dumps(job.model, 5)
-        self._binary = job.binary
         self._supervised: bool = job.model._supervised
         self._max_models = job.max_models
-        self._call, self._is_classifier = _question_method(job)
+        self._method, gives_distribution = _question_method(job)
+        self._shows_probability = gives_distribution and job.binary
         self.counts: Counter[str] = Counter()
         self._models: dict[Any, _Model] = {}
         self._open: dict[int, tuple[Any, ...]] = {}
         if state is not None:
             models, self._open, self.counts = pickle.loads(state)
-            self._models = {key: _Model(*parts) for key, parts in models.items()}
+            self._models = {
+                key: _Model(model, name, version, self._method) for key, (model, name, version) in models.items()
+            }
 
     def __len__(self) -> int:
         """Open questions."""
@@ -96,7 +101,7 @@ class Learner:
         for column in columns:
             answer = column[place]
             if type(answer) is not tuple:
-                self._fail("feature_error", str(answer), id, time, values, position, said)
+                self._fail("feature_error", str(answer), id, to_datetime(time), values, position, said)
                 return
             values += answer
         if self._arrange is not None:
@@ -104,51 +109,51 @@ class Learner:
         model = self._models.get(key) or self._create(key)
         if model is None:
             full = f"there are {self._max_models} models already, none for {key!r}"
-            self._fail("too_many_models", full, id, time, values, position, said)
+            self._fail("too_many_models", full, id, to_datetime(time), values, position, said)
             return
         features = dict(zip(self._names, values, strict=True))
         x = _present(features) if None in values else features
         try:
-            output = getattr(model.model, self._call)(x)
+            output = model.answer(x)
         except Exception as error:  # a model may not like what it sees: that spoils the question, not the job
-            self._fail("model_error", f"{type(error).__name__}: {error}", id, time, values, position, said)
+            self._fail("model_error", f"{type(error).__name__}: {error}", id, to_datetime(time), values, position, said)
             return
-        shown = self._shown(output)
-        prediction = Prediction(id, to_datetime(time), features, shown, model.name, model.version, late)
-        said.append((position, prediction, None, time))
-        self._open[seq] = (id, time, values if self._supervised else None, output, key, model.version)
-        if not self._supervised:
-            self._teach(model, x, id, time, position, said)
-
-    def _shown(self, output: Any) -> Any:
-        """The output as records show it: for bool labels the probability of True."""
-        return output.get(True, 0.0) if self._binary and self._is_classifier else output
+        # For bool labels records show the probability of True.
+        shown = output.get(True, 0.0) if self._shows_probability else output
+        at = to_datetime(time)
+        version = model.version
+        said.append((position, Prediction(id, at, features, shown, model.name, version, late), None, time))
+        if self._supervised:
+            self._open[seq] = (id, at, values, output, key, version)
+        else:
+            self._open[seq] = (id, at, None, output, key, version)
+            self._teach(model, x, id, at, position, said)
 
     def _learn(self, operation: tuple[Any, ...], said: list[Said]) -> None:
         _, position, seq, label, moment, assumed = operation
         question = self._open.pop(seq, None)
         if question is None:
             return  # it was rejected when it was asked
-        id, time, values, output, key, version = question
+        id, at, values, output, key, version = question
         model = self._models[key]
-        if self._supervised:
+        if values is not None:
             x = dict(zip(self._names, values, strict=True))
-            if not self._teach(model, _present(x) if None in values else x, id, time, position, said, label):
+            if not self._teach(model, _present(x) if None in values else x, id, at, position, said, label):
                 return
+        shown = output.get(True, 0.0) if self._shows_probability else output
         outcome = Outcome(
-            id, to_datetime(time), self._shown(output), label, to_datetime(moment), model.name, version,
-            model.version, assumed,
-        )  # fmt: skip
+            id, at, shown, label, to_datetime(moment), model.name, version, model.version, assumed
+        )
         said.append((position, outcome, output, moment))
 
     def _teach(
-        self, model: _Model, x: dict[str, Any], id: Any, time: int, position: int, said: list[Said], *label: Any
+        self, model: _Model, x: dict[str, Any], id: Any, at: datetime, position: int, said: list[Said], *label: Any
     ) -> bool:
         try:
-            model.model.learn_one(x, *label)
+            model.learn(x, *label)
         except Exception as error:
             detail = f"learning: {type(error).__name__}: {error}"
-            self._fail("model_error", detail, id, time, tuple(x.values()), position, said)
+            self._fail("model_error", detail, id, at, tuple(x.values()), position, said)
             return False
         model.version += 1
         return True
@@ -158,15 +163,15 @@ class Learner:
             return None
         # A pickle round trip first, so that a model behaves the same before and after a checkpoint.
         name = self._model_name if self._per is None else f"{self._model_name}/{_key_text(self._per, key)}"
-        model = self._models[key] = _Model(pickle.loads(self._prototype), name)
+        model = self._models[key] = _Model(pickle.loads(self._prototype), name, 0, self._method)
         return model
 
     def _fail(
-        self, reason: str, detail: str, id: Any, time: int, values: tuple[Any, ...], position: int, said: list[Said]
+        self, reason: str, detail: str, id: Any, at: datetime, values: tuple[Any, ...], position: int, said: list[Said]
     ) -> None:
         """A question that got no answer; its record shows what was asked, the bytes as read are gone by now."""
         self.counts["rejected_by_learner"] += 1
-        asked = {"id": id, "time": to_datetime(time), "values": values}
+        asked = {"id": id, "time": at, "values": values}
         said.append((position, reject(reason, detail, f"event {id!r}", encode(asked)[:-1]), None, 0))
 
 

@@ -215,6 +215,7 @@ class _Decoded:
         try:
             self.event = part.decode(raw)
             self.time = self.event.event_time()
+            self.event.event_id()
         except Undecodable as wrong:
             self.wrong = wrong
         except (OverflowError, ValueError) as wrong:
@@ -277,12 +278,17 @@ class Reader:
         state: dict[str, Any] | None = None,
     ) -> None:
         self._time = time
+        self._lateness: int = time.lateness
+        self._earliest: int = time.earliest
+        self._latest: int = time.latest
+        self._max_jump: int | None = time.max_jump
         self._batch_size = batch_size
         self._linger = linger
         self._log = log
         self._sorted = time.order == "event_time"
         state = state or {}
         self._lanes = _open_lanes(inputs, follow, state.get("lanes", {}))
+        self._alone = len(self._lanes) == 1
         self.number: int = state.get("number", 0)
         self.watermark: int | None = state.get("watermark")
         self.newest: int | None = state.get("newest")
@@ -349,7 +355,7 @@ class Reader:
     def _fill(self) -> None:
         """Pull until a batch is full or nothing is at hand."""
         lanes = list(self._lanes.values())
-        pull = self._pull_chunk if len(lanes) == 1 else self._take_earliest
+        pull = self._pull_chunk if self._alone else self._take_earliest
         while len(self._ready) < self._batch_size and pull(lanes):
             pass
 
@@ -362,16 +368,17 @@ class Reader:
 
     def _take_earliest(self, lanes: list[_Lane]) -> bool:
         """The record that is next in event time among the lanes' next ones."""
-        earliest: _Decoded | None = None
+        chosen: _Lane | None = None
+        earliest = inf
         for lane in lanes:
             head = lane.head or self._peek(lane)
-            if head is not None and (earliest is None or head.time < earliest.time):
-                earliest, chosen = head, lane
-        if earliest is None:
+            if head is not None and (chosen is None or head.time < earliest):
+                chosen, earliest = lane, head.time
+        if chosen is None or chosen.head is None:
             return False
-        chosen.head = None
+        record, chosen.head = chosen.head, None
         self._note_pull(chosen, 1)
-        self._take_in(chosen, earliest)
+        self._take_in(chosen, record)
         if chosen.part.done:
             self._silence(chosen, DONE)
         return True
@@ -455,8 +462,15 @@ class Reader:
         records = part.pull(limit)
         if records:
             self._note_pull(lane, len(records))
+            decode, kind, name = part.decode, lane.kind, part.name
             for offset, raw in records:
-                self._take_in(lane, _Decoded(part, offset, raw))
+                try:
+                    event = decode(raw)
+                    item = (event.event_time(), kind, event.event_id(), name, offset, event, raw)
+                except (Undecodable, OverflowError, ValueError):
+                    self._take_in(lane, _Decoded(part, offset, raw))
+                else:
+                    self._take_item(lane, item)
         return len(records)
 
     def _note_pull(self, lane: _Lane, count: int) -> None:
@@ -475,37 +489,25 @@ class Reader:
 
     def _take_in(self, lane: _Lane, record: _Decoded) -> None:
         event = record.event
-        try:
-            if event is None:
-                raise record.wrong or Undecodable("invalid", "no event")
-            item: Item = (
-                int(record.time), lane.kind, event.event_id(), lane.part.name, record.offset, event, record.raw,
-            )  # fmt: skip
-            self._check(item)
-        except Undecodable as wrong:
+        if event is None or record.wrong is not None:
+            wrong = record.wrong or Undecodable("invalid", "no event")
             self._refuse(wrong.reason, str(wrong), lane.part.name, record.offset, record.raw)
         else:
-            self._enqueue(lane, item)
+            item = (event.event_time(), lane.kind, event.event_id(), lane.part.name, record.offset, event, record.raw)
+            self._take_item(lane, item)
 
-    def _check(self, item: Item) -> None:
-        """Raises `Undecodable` for times and ids that no run should act upon."""
-        time, kind, key = item[:3]
-        if not self._time.earliest <= time < self._time.latest:
-            raise Undecodable("time_out_of_range", f"event time {_text(time)} is outside the declared range")
-        if type(key) is int and not -(2**63) <= key < 2**63:
-            raise Undecodable("invalid", f"id {key} does not fit 64 bits")
-        jump = self._time.max_jump
-        if jump is not None and self.newest is not None and time > self.newest + jump:
-            raise Undecodable("time_jump", f"event time {_text(time)} is too far ahead of {_text(self.newest)}")
-        if kind == EVENT and self.watermark is not None and time < self.watermark:
-            raise Undecodable("too_late", f"event time {_text(time)} is before the watermark {_text(self.watermark)}")
-
-    def _enqueue(self, lane: _Lane, item: Item) -> None:
-        time = item[0]
+    def _take_item(self, lane: _Lane, item: Item) -> None:
+        """Check an item and put it where it belongs. One function, as every event passes here."""
+        time, kind = item[0], item[1]
+        late = self.watermark is not None and time < self.watermark
+        if not self._earliest <= time < self._latest or (late and kind == EVENT) or self._max_jump is not None:
+            fault = self._fault(time, kind)
+            if fault is not None:
+                self._refuse(*fault, item[3], item[4], item[6])
+                return
         if not self._sorted:
             self._ready.append(item)
-        elif self.watermark is not None and time < self.watermark:
-            # Only labels get here: they stay useful until their question expires, so they go at once.
+        elif late:  # only labels get here: they stay useful until their question expires, so they go at once
             self.counts["late_labels"] += 1
             self._ready.append(item)
         else:
@@ -519,6 +521,16 @@ class Reader:
             # After every record, so that no verdict depends on how many were pulled at once.
             self._advance()
 
+    def _fault(self, time: int, kind: int) -> tuple[str, str] | None:
+        """Why no run should act upon an event of this time, as (reason, detail)."""
+        if not self._earliest <= time < self._latest:
+            return "time_out_of_range", f"event time {_text(time)} is outside the declared range"
+        if self._max_jump is not None and self.newest is not None and time > self.newest + self._max_jump:
+            return "time_jump", f"event time {_text(time)} is too far ahead of {_text(self.newest)}"
+        if kind == EVENT and self.watermark is not None and time < self.watermark:
+            return "too_late", f"event time {_text(time)} is before the watermark {_text(self.watermark)}"
+        return None
+
     def _refuse(self, reason: str, detail: str, name: str, offset: int, raw: Raw) -> None:
         self.counts["rejected_by_reader"] += 1
         self._rejects.append(reject(reason, detail, f"{name}:{offset}", raw_bytes(raw)))
@@ -527,10 +539,10 @@ class Reader:
 
     def _advance(self) -> None:
         """Move the watermark to where the slowest partition that still speaks allows."""
-        floor = self._slowest() if self._sorted else self.newest
+        floor = self._slowest() if self._sorted and not self._alone else self.newest
         if floor is None:
             return
-        watermark = floor - self._time.lateness
+        watermark = floor - self._lateness
         if self.watermark is None or watermark > self.watermark:
             self.watermark = watermark
             self._release(watermark)

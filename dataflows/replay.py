@@ -72,7 +72,7 @@ def empty_columns(empties: list[tuple[Any, ...]], questions: int) -> Columns:
 
 def empties_of(job: Job) -> list[tuple[Any, ...]]:
     """By entity declaration: the features of an entity that was never seen."""
-    return [entity_features(job, i).read(None, 0) for i in range(len(job.entities))]
+    return [entity_features(job, i).read("", 0) for i in range(len(job.entities))]
 
 
 class PlainRun:

@@ -26,6 +26,9 @@ class Aggregate(Declaration):
     reads: ClassVar[str] = "anything"
     """What values the field may have: "numbers", "hashables" or "anything"."""
 
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+
     @field_validator("field")
     @classmethod
     def _named(cls, field: str | None) -> str | None:
@@ -84,9 +87,6 @@ class _Spread(Aggregate):
     ddof: int = 1
     reads = "numbers"
 
-    def __init__(self, field: str, ddof: int = 1, *, empty: Any = 0.0) -> None:
-        super().__init__(field=field, ddof=ddof, empty=empty)
-
     @field_validator("ddof")
     @classmethod
     def _not_negative(cls, ddof: int) -> int:
@@ -108,6 +108,9 @@ class Var(_Spread):
     ('amount_var', 'amount_var_ddof0')
     """
 
+    def __init__(self, field: str, ddof: int = 1, *, empty: Any = 0.0) -> None:
+        super().__init__(field=field, ddof=ddof, empty=empty)
+
 
 class Std(_Spread):
     """The standard deviation of a field: the root of `Var`, rounded once.
@@ -115,6 +118,9 @@ class Std(_Spread):
     >>> Std("amount").stem
     'amount_std'
     """
+
+    def __init__(self, field: str, ddof: int = 1, *, empty: Any = 0.0) -> None:
+        super().__init__(field=field, ddof=ddof, empty=empty)
 
 
 class Min(Aggregate):
@@ -173,9 +179,6 @@ class _Limited(Aggregate):
     limit: int = 10_000
     reads = "hashables"
 
-    def __init__(self, field: str, limit: int = 10_000, *, empty: Any = None) -> None:
-        super().__init__(field=field, limit=limit, empty=empty)
-
     @field_validator("limit")
     @classmethod
     def _positive(cls, limit: int) -> int:
@@ -194,7 +197,7 @@ class NUnique(_Limited):
     """
 
     def __init__(self, field: str, limit: int = 10_000, *, empty: Any = 0) -> None:
-        super().__init__(field, limit, empty=empty)
+        super().__init__(field=field, limit=limit, empty=empty)
 
 
 class MostFrequent(_Limited):
@@ -206,6 +209,9 @@ class MostFrequent(_Limited):
     >>> MostFrequent("merchant").stem
     'merchant_most_frequent'
     """
+
+    def __init__(self, field: str, limit: int = 10_000, *, empty: Any = None) -> None:
+        super().__init__(field=field, limit=limit, empty=empty)
 
     @property
     def stem(self) -> str:

@@ -35,7 +35,7 @@ def duration(value: str | int | timedelta) -> int:
         return _parse(value)
     if isinstance(value, timedelta):
         microseconds = value // _MICROSECOND
-    elif isinstance(value, int) and not isinstance(value, bool):
+    elif type(value) is int:  # not bool
         microseconds = value
     else:
         raise TypeError(

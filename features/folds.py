@@ -23,6 +23,7 @@ class Mergeable(Protocol):
 
     def add(self, value: Any, t: int) -> None: ...
     def takes(self, value: Any) -> bool: ...
+    def blank(self) -> Any: ...
     def merge(self, other: Any) -> None: ...
     def subtract(self, other: Any) -> None: ...
 
@@ -165,7 +166,10 @@ class TileTotals:
     __slots__ = ("_build", "_first", "_tiles", "_total")
 
     def __init__(self, build: Callable[[], Mergeable]) -> None:
-        self.__setstate__((build, []))
+        self._build = build
+        self._tiles: list[Mergeable] = []
+        self._first = 0
+        self._total: Mergeable = build().blank()
 
     def open(self, count: int, oldest: int) -> None:
         """Begin a tile and drop the `count` oldest."""
@@ -198,7 +202,7 @@ class TileTotals:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._build, self._tiles = state
-        self._first = len(self._tiles)
+        self._first = len(self._tiles)  # the total is built again when asked
         self._total = self._build().blank()
 
 

@@ -114,15 +114,16 @@ class Column:
         """The index of the last value not None among lo … hi - 1; there must be one."""
         return hi - 1 if self.counts is None else bisect_left(self.counts, self.counts[hi], lo, hi + 1) - 1
 
-    def _units(self, value: float | None) -> int:
+    def _units(self, value: Any) -> int:
         """The value in units of 2**-shift, 0 for None; the shift grows where it must."""
         kind = type(value)
         if kind is float:
-            scaled = value * self.unit  # type: ignore[operator]
+            scaled: float = value * self.unit
             if 2.0**52 <= scaled < 2.0**1000:  # from 2**52 on, every float is whole
                 return int(scaled)
         elif kind is bool or kind is int:
-            return value << self.shift  # type: ignore[operator, return-value]
+            whole: int = value << self.shift
+            return whole
         if value is None:
             return 0
         try:
@@ -209,7 +210,7 @@ class History:
                 column.append(values[column.place], size)
             times.append(t)
             hi = size + 1
-        if size & (size + 1) == 0 and size >= TRIM_FROM:
+        if size & (size + 1) == 0 and size + 1 >= TRIM_FROM:
             hi = max(hi - self._trim(plan), 0)
         return hi
 

@@ -32,7 +32,7 @@ class Plan:
     __slots__ = ("checks", "folds", "history", "order", "readers")
 
     def __init__(self, declaration: Entity, lateness_us: int) -> None:
-        exact = [over for over in declaration.over if isinstance(over, Sliding | LastEvents)]
+        exact: list[Window] = [over for over in declaration.over if isinstance(over, Sliding | LastEvents)]
         exact.sort(key=lambda over: isinstance(over, LastEvents))  # spans first: History.bounds goes in this order
         folded = [over for over in declaration.over if over not in exact]
         self.history = _history_plan(declaration, lateness_us) if exact else None
@@ -137,7 +137,8 @@ class EntityFeatures:
         if (names, lateness_us) != (self.names, self._lateness_us):
             raise ValueError(
                 f"the snapshot is of other features: {names}, lateness {lateness_us} µs; "
-                f"these are {self.names}, lateness {self._lateness_us} µs. Hint: start from the declaration it was taken with"
+                f"these are {self.names}, lateness {self._lateness_us} µs. "
+                "Hint: restore it with the declaration it was taken with"
             )
         self._entities = entities
 
@@ -152,6 +153,7 @@ class EntityFeatures:
             state.last_seen = t
         hi = 0
         if state.history is not None:
+            assert plan.history is not None
             hi = state.history.observe(plan.history, t, values)
         if state.folds is not None:
             state.folds.observe(plan.folds, self._lateness_us, t, values)
@@ -162,6 +164,7 @@ class EntityFeatures:
         out: list[object] = []
         history = state.history
         if history is not None:
+            assert plan.history is not None
             bounds = history.bounds(plan.history, t, hi)
             for reader in plan.readers:
                 reader.read(history, bounds, hi, hi - asking, t, out)
@@ -250,9 +253,10 @@ def _checked(checks: tuple[tuple[int, str, bool, bool], ...], values: tuple[Any,
 
 def _number(field: str, value: Any) -> int | float:
     if isinstance(value, Integral):
-        if not -_LARGEST < value < _LARGEST:
+        whole = int(value)
+        if not -_LARGEST < whole < _LARGEST:
             raise ValueError(f"field {field!r}: an int of more than 1023 bits is beyond what a float can hold")
-        return int(value)
+        return whole
     if isinstance(value, Real | Decimal):
         number = float(value)
         if number - number == 0.0:

@@ -43,6 +43,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from math import gcd
+from typing import Any
 
 from pydantic import model_validator
 
@@ -57,6 +58,9 @@ TILES_MAX = 100_000
 
 class Window(Declaration):
     """What every window has: its part of the feature's name, and how far back it can reach."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
 
     @property
     def label(self) -> str:

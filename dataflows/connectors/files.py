@@ -10,12 +10,10 @@ import gzip
 import os
 import select
 import sys
-from abc import abstractmethod
-from collections import deque
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from pydantic import Field
+from pydantic import BaseModel
 
 from dataflows.events import Event, Undecodable, csv_fields, csv_row
 from dataflows.job import Sink, SinkWriter
@@ -38,10 +36,7 @@ class _LineFile(Source, Sink):
     """What JSON lines and CSV files have in common."""
 
     path: Path
-    event: type[Event] = Field(default=Event)
-
-    def __init__(self, path: str | Path, event: type[Event] = Event, /, **more: Any) -> None:
-        super().__init__(path=Path(path), event=event, **more)
+    event: type[Event] = Event
 
     def _files(self) -> list[Path]:
         if self.path.is_dir():
@@ -71,6 +66,9 @@ class Jsonl(_LineFile):
     'scores.jsonl'
     """
 
+    def __init__(self, path: str | Path, event: type[Event] = Event) -> None:
+        BaseModel.__init__(self, path=Path(path), event=event)
+
     def open(self, name: str, position: Any | None, follow: bool) -> Partition:
         return _JsonPartition(name, self.event, _open(self._find(name)), position or Position(), follow)
 
@@ -84,6 +82,9 @@ class Csv(_LineFile):
     Quoting is that of RFC 4180, but a record is one line: a stray quote then spoils its own line, not those after it.
     """
 
+    def __init__(self, path: str | Path, event: type[Event] = Event) -> None:
+        BaseModel.__init__(self, path=Path(path), event=event)
+
     def open(self, name: str, position: Any | None, follow: bool) -> Partition:
         return _CsvPartition(name, self.event, self._find(name), position or Position(), follow)
 
@@ -91,8 +92,8 @@ class Csv(_LineFile):
 class Stdin(Source):
     """JSON lines from standard input. Cannot be read again, so a run from it cannot resume."""
 
-    def __init__(self, event: type[Event], /) -> None:
-        super().__init__(event=event)
+    def __init__(self, event: type[Event]) -> None:
+        BaseModel.__init__(self, event=event)
 
     def names(self) -> list[str]:
         return ["stdin"]
@@ -140,23 +141,24 @@ class _LinePartition(Partition):
         self._byte, self._line = position
         if self._byte:
             stream.seek(self._byte)
+        self._lines: list[bytes] = []  # read and cut; those before _next were pulled
+        self._next = 0
         self._tail = b""
-        self._skipped = 0  # bytes of an overlong line that were read and not kept
-        self._lines: deque[tuple[bytes, int]] = deque()
+        self._skipped: dict[int, int] = {}  # by line: bytes of an overlong one that were read and not kept
         self._exhausted = False
 
     def pull(self, limit: int) -> list[tuple[int, Raw]]:
-        if len(self._lines) < limit and not self._exhausted:
+        if self._next == len(self._lines) and not self._exhausted:
             self._read_more()
-        records: list[tuple[int, Raw]] = []
-        lines = self._lines
-        for _ in range(min(limit, len(lines))):
-            line, size = lines.popleft()
-            self._byte += size
-            self._line += 1
-            records.append((self._line, line))
-        self.done = self._exhausted and not lines
-        return records
+        lines = self._lines[self._next : self._next + limit]
+        first = self._line + 1
+        self._next += len(lines)
+        self._line += len(lines)
+        self._byte += sum(map(len, lines)) + len(lines)
+        while self._skipped and next(iter(self._skipped)) <= self._line:
+            self._byte += self._skipped.pop(next(iter(self._skipped)))
+        self.done = self._exhausted and self._next == len(self._lines)
+        return list(zip(range(first, first + len(lines)), lines, strict=True))
 
     def position(self) -> Position:
         return Position(self._byte, self._line)
@@ -168,34 +170,35 @@ class _LinePartition(Partition):
         chunk = self._stream.read(_READ_BYTES)
         if chunk is None:
             return
-        if not chunk:
+        self._next = 0
+        if chunk:
+            *self._lines, self._tail = (self._tail + chunk).split(b"\n")
+            if len(self._tail) > MAX_RECORD_BYTES:
+                self._shorten_tail()
+        else:
+            self._lines = []
             self._at_end()
-            return
-        *lines, self._tail = (self._tail + chunk).split(b"\n")
-        for line in lines:
-            self._keep(line, 1)
-        if len(self._tail) > MAX_RECORD_BYTES:
-            cut = len(self._tail) - MAX_RECORD_BYTES - 1
-            self._skipped += cut
-            self._tail = self._tail[: MAX_RECORD_BYTES + 1]
+
+    def _shorten_tail(self) -> None:
+        """An overlong line is read to its end and kept in part: enough to be recognised and to be looked at."""
+        number = self._line + len(self._lines) + 1
+        cut = len(self._tail) - MAX_RECORD_BYTES - 1
+        self._skipped[number] = self._skipped.get(number, 0) + cut
+        self._tail = self._tail[: MAX_RECORD_BYTES + 1]
 
     def _at_end(self) -> None:
         if self._follow:
             return
         self._exhausted = True
         if self._tail:
-            self._keep(self._tail, 0)
+            self._lines = [self._tail]
+            self._skipped[self._line + 1] = self._skipped.get(self._line + 1, 0) - 1  # it has no line break
             self._tail = b""
-
-    def _keep(self, line: bytes, newline: int) -> None:
-        size = len(line) + newline + self._skipped
-        self._skipped = 0
-        self._lines.append((line[:-1] if line.endswith(b"\r") else line, size))
 
 
 class _JsonPartition(_LinePartition):
     def decode(self, raw: Raw) -> Event:
-        if len(raw) > MAX_RECORD_BYTES:
+        if len(raw) > MAX_RECORD_BYTES:  # type: ignore[arg-type]
             raise Undecodable("too_long", f"longer than {MAX_RECORD_BYTES} bytes")
         return self._event.decode(raw)  # type: ignore[arg-type]
 
@@ -219,9 +222,10 @@ class _CsvPartition(_LinePartition):
         super().__init__(name, event, _open(path), start, follow)
 
     def decode(self, raw: Raw) -> Event:
-        if len(raw) > MAX_RECORD_BYTES:
+        if len(raw) > MAX_RECORD_BYTES:  # type: ignore[arg-type]
             raise Undecodable("too_long", f"longer than {MAX_RECORD_BYTES} bytes")
-        return self._event.from_row(csv_row(self._header, raw, self._event.text_fields))  # type: ignore[arg-type]
+        line = raw.removesuffix(b"\r")  # type: ignore[union-attr]
+        return self._event.from_row(csv_row(self._header, line, self._event.text_fields))
 
 
 # -- writing

@@ -8,8 +8,6 @@ Detection - Practical Handbook" (2022), chapters 3.3 and 3.4.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from bytewax.dataflow import Dataflow
 from river import linear_model, metrics, preprocessing
 
@@ -33,7 +31,8 @@ def is_night(event: Transaction) -> int:
 
 
 def is_weekend(event: Transaction) -> int:
-    return int(datetime.fromtimestamp(event.ts / 1000, UTC).weekday() >= 5)
+    """Saturday or Sunday; day 0 of the epoch was a Thursday."""
+    return int((event.ts // 86_400_000 + 3) % 7 >= 5)
 
 
 job = Job(

@@ -49,6 +49,7 @@ class NaiveFeatures:
 
 
 def since_pause(past: list[Event], t: int, gap: int) -> list[Event]:
+    """The events after the last pause longer than `gap`, as of `t`."""
     kept: list[Event] = []
     for event in reversed(past):
         if t - event[0] > gap:
@@ -91,16 +92,17 @@ def compute(aggregate: Any, events: list[Event], t: int, asking: bool, length: i
             length = t - events[0][0] if events and length is None else length
             return float(Fraction(len(events) * aggregate.per_us, length)) if events and length else None
         case aggregates.River():
-            stat = deepcopy(aggregate.stat)
+            stat, field = deepcopy(aggregate.stat), str(aggregate.field)
             for _, event in events:
-                if event[aggregate.field] is not None:
-                    stat.update(event[aggregate.field])
+                if event[field] is not None:
+                    stat.update(event[field])
             return stat.get()
     observed = [(time, event[aggregate.field]) for time, event in events if event[aggregate.field] is not None]
     return of_values(aggregate, observed, t) if observed else None
 
 
 def of_values(aggregate: Any, observed: list[tuple[int, Any]], t: int) -> Any:
+    """The value of an aggregate that reads a field, of one or more values with their times."""
     values = [value for _, value in observed]
     match aggregate:
         case aggregates.First():
@@ -125,6 +127,7 @@ def of_values(aggregate: Any, observed: list[tuple[int, Any]], t: int) -> Any:
 
 
 def of_numbers(aggregate: Any, values: list[Fraction]) -> float | None:
+    """Sum, Mean, Var and Std."""
     n, total = len(values), sum(values, Fraction(0))
     match aggregate:
         case aggregates.Sum():
@@ -134,7 +137,7 @@ def of_numbers(aggregate: Any, values: list[Fraction]) -> float | None:
     if n <= aggregate.ddof:
         return None
     if isinstance(aggregate, aggregates.Std):  # the standard library's is exact for fractions, rounded once
-        return statistics.stdev(values) if aggregate.ddof else statistics.pstdev(values)
+        return float(statistics.stdev(values) if aggregate.ddof else statistics.pstdev(values))
     return nearest(sum(((value - total / n) ** 2 for value in values), Fraction(0)) / (n - aggregate.ddof))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
+from river import stats
 
 from features import (
     Aggregate,
@@ -32,7 +33,6 @@ from features import (
     Var,
     Window,
 )
-from river import stats
 
 AGGREGATES: tuple[Aggregate, ...] = (
     Count(),
