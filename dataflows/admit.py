@@ -27,6 +27,7 @@ from dataflows.job import DISCARD, Job, delay_function
 from dataflows.order import LABEL, Batch, Item, Raw, raw_bytes
 from features.lookup import Lookup
 from features.spec import Derived, Entity, Fields
+from features.state import value_check
 
 QUESTION = 0
 ANSWER = 1
@@ -119,7 +120,7 @@ class _Remembered:
 class _EntityRows:
     """How one Entity declaration takes its key and values from an event."""
 
-    __slots__ = ("index", "of_labels", "key", "values", "where", "label_at")
+    __slots__ = ("index", "of_labels", "key", "values", "where", "label_at", "width", "_check")
 
     def __init__(self, index: int, entity: Entity, label_field: str) -> None:
         self.index = index
@@ -127,10 +128,17 @@ class _EntityRows:
         self.key = _key_getter(entity.key)
         self.label_at = -1
         columns = entity.columns
+        self.width = len(columns)
         if self.of_labels and label_field in columns:
             self.label_at = columns.index(label_field)
         self.values = _values_getter(columns, label_field if self.of_labels else None)
         self.where = entity.where
+        self._check = value_check(entity) if self.of_labels else None
+
+    def check(self, values: tuple[Any, ...] | None, label: Any) -> None:
+        """Raises TypeError or ValueError for what a label-derived feature could not take once the label is known."""
+        if self._check is not None and values is not None:
+            self._check(values if label is NO_LABEL else self.answered(values, label))
 
     def answered(self, values: tuple[Any, ...], label: Any) -> tuple[Any, ...]:
         """The values with the label in its place."""
@@ -256,7 +264,7 @@ class Admit:
     # -- events
 
     def _take_event(self, item: Item, late: bool, work: Work) -> None:
-        time, _, id, name, offset, event, raw = item
+        time, _, id, name, offset, event, _ = item
         if id is None:
             id = f"{name}:{offset}"
         elif id in self._ids.entries:
@@ -268,9 +276,11 @@ class Admit:
                 row = self._with_derived(event, row)
             static = self._static(row)
             entities = self._entity_rows(event, row)
+            for entity, _, values in entities:
+                entity.check(values, row[self._label.field] if self._kind != "stream" else NO_LABEL)
             key = self._per(row) if self._per is not None else None
             delay = self._delay(event) if self._kind == "field" else 0
-        except Exception as error:  # whatever a user's function raises spoils its event, not the job
+        except Exception as error:  # noqa: BLE001 - whatever a user's function raises spoils its event, not the job
             self._reject("function_error", f"{type(error).__name__}: {error}", item, work)
             return
         if self._has_ids and self._ids.add(id, None):
@@ -423,6 +433,13 @@ class Admit:
         value = getattr(event, self._label.field)
         if value is None:
             self._reject("label_missing", f"{self._label.field} is null", item, work)
+            return
+        try:
+            for entity in self._entities:
+                if entity.label_at >= 0:
+                    entity.check((None,) * entity.width, value)
+        except (TypeError, ValueError) as error:
+            self._reject("feature_error", str(error), item, work)
             return
         match = self._match_label(event, item[2])
         seqs = self._waiting.get(match)

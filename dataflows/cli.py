@@ -32,7 +32,9 @@ app = typer.Typer(
 out = Console()
 errors = Console(stderr=True)
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job file or module, with :NAME for another name than `job`.")]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="A job file or module; with :NAME for another name than `job`.")
+]
 Data = Annotated[str | None, typer.Option("--data", help="Read events from this file or directory instead.")]
 Labels = Annotated[str | None, typer.Option("--labels", help="Read labels from this file or directory instead.")]
 Directory = Annotated[Path | None, typer.Option(help="Where outputs and state go. Default: runs/NAME.")]
@@ -56,9 +58,7 @@ def run(
     from dataflows.flow import Settings
 
     loaded = with_inputs(load_job(job), data, labels)
-    settings = Settings(
-        directory=directory, batch_size=batch_size, linger=linger, groups=groups, follow=follow
-    )
+    settings = Settings(directory=directory, batch_size=batch_size, linger=linger, groups=groups, follow=follow)
     _warn_of_stdin(loaded)
     launcher = Launcher(job, loaded, workers, checkpoint, settings, fresh, data, labels)
     started = wall.monotonic()
@@ -80,7 +80,9 @@ def backtest(
     delay: Annotated[str | None, typer.Option(help="Reveal each label this long after its event, e.g. 7d.")] = None,
     data: Data = None,
     labels: Labels = None,
-    directory: Annotated[Path | None, typer.Option(help="Where the table and plots go. Default: runs/NAME/backtest.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the table and plots go. Default: runs/NAME/backtest.")
+    ] = None,
 ) -> None:
     """Run a job over history in plain Python, labels revealed late: a table and a plot of its metrics."""
     loaded = with_delay(with_inputs(load_job(job), data, labels), delay)
@@ -174,7 +176,8 @@ def _feature_text(feature: Any) -> str:
 
 
 def _label_text(label: Label) -> str:
-    text = {"stream": "a stream of its own", "field": "of the same event, revealed later", "later": "of a later event"}[label.kind]
+    kinds = {"stream": "a stream of its own", "field": "of the same event, revealed later", "later": "of a later event"}
+    text = kinds[label.kind]
     if label.horizon is None:
         return f"{text}, waits until it comes"
     return f"{text}, horizon {duration_text(label.horizon)}, otherwise {label.otherwise!r}"
@@ -264,5 +267,3 @@ def main() -> None:
     except (JobError, RunError, OrderLogError, FileNotFoundError) as error:
         errors.print(f"millrace: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-
-

@@ -129,9 +129,7 @@ class Event(BaseModel):
     @classmethod
     def _check_time(cls, unit: Unit | None) -> None:
         if cls.time_field is None:
-            raise TypeError(
-                f"{cls.__name__} names no event time. Hint: class {cls.__name__}(Event, time='FIELD')"
-            )
+            raise TypeError(f"{cls.__name__} names no event time. Hint: class {cls.__name__}(Event, time='FIELD')")
         kinds = plain_types(cls._annotation("time", cls.time_field))
         if kinds <= {datetime}:
             cls.time_scale = None
@@ -151,9 +149,7 @@ class Event(BaseModel):
     @classmethod
     def _annotation(cls, role: str, name: str) -> Any:
         if name not in cls.model_fields:
-            raise TypeError(
-                f"{cls.__name__}: {role}={name!r} is not one of its fields ({', '.join(cls.model_fields)})"
-            )
+            raise TypeError(f"{cls.__name__}: {role}={name!r} is not one of its fields ({', '.join(cls.model_fields)})")
         return cls.model_fields[name].annotation
 
     def event_id(self) -> EventId | None:

@@ -10,8 +10,8 @@ The protocol of a batch:
    each key group that has anything to do. Bundles of a batch leave in one engine activation, so within one epoch.
 2. A feature step answers a bundle with its columns, for each learner group that waits for them.
 3. A learner works on a batch when its head and all the columns the head names have come, in the order of batches.
-4. `publish` puts together what the learners said, in the order of the batch, updates the metrics and encodes lines. Then
-   it gives back the credit: the reader lets only so many batches be under way.
+4. `publish` puts together what the learners said, in the order of the batch, updates the metrics and encodes lines.
+   Then it gives back the credit: the reader lets only so many batches be under way.
 
 Key groups are the engine's keys. Their strings are chosen so that the engine's hash spreads groups evenly over workers
 and puts the same group of every step on the same worker.
@@ -292,9 +292,7 @@ class ReadSource(FixedPartitionedSource[Work, bytes]):
 class ReadPartition(StatefulSourcePartition[Work, bytes]):
     """Reader and admit behind the engine's interface."""
 
-    def __init__(
-        self, job: Job, settings: Settings, directory: Path, control: Control, state: bytes | None
-    ) -> None:
+    def __init__(self, job: Job, settings: Settings, directory: Path, control: Control, state: bytes | None) -> None:
         reader_state, admit_state = pickle.loads(state) if state is not None else (None, None)
         log_file = directory / "state" / "order.log"
         if state is None and not settings.resume:
@@ -302,7 +300,13 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
         self._control = control
         self._in_flight = settings.in_flight
         self._reader = Reader(
-            inputs_of(job), job.time, settings.batch_size, settings.linger, settings.follow, OrderLog(log_file), reader_state
+            inputs_of(job),
+            job.time,
+            settings.batch_size,
+            settings.linger,
+            settings.follow,
+            OrderLog(log_file),
+            reader_state,
         )
         self._admit = Admit(job, settings.groups, admit_state)
         self._pause: float = 0.0
@@ -355,10 +359,7 @@ class FeatureStep(StatefulBatchLogic[Bundle, tuple[str, Part], bytes]):
     def on_batch(self, values: list[Bundle]) -> tuple[list[tuple[str, Part]], bool]:
         parts: list[tuple[str, Part]] = []
         for bundle in values:
-            places, answers, faults = answer_rows(self._features, bundle.rows)
-            if faults:
-                # Declared types keep values out that an aggregate cannot take; so this is a bug, not bad input.
-                raise RuntimeError(f"features of batch {bundle.number}: {faults[0]}")
+            places, answers = answer_rows(self._features, bundle.rows)
             if places:
                 parts.extend(self._address(bundle, places, answers))
             if bundle.number % SWEEP_EVERY == 0 and bundle.clock is not None:
@@ -428,9 +429,7 @@ class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart, tuple[str, bytes]
         self._heads: dict[int, PublisherHead] = {}
         self._parts: dict[int, list[SaidPart]] = {}
 
-    def on_batch(
-        self, values: list[PublisherHead | SaidPart]
-    ) -> tuple[list[tuple[str, bytes]], bool]:
+    def on_batch(self, values: list[PublisherHead | SaidPart]) -> tuple[list[tuple[str, bytes]], bool]:
         for value in values:
             if type(value) is PublisherHead:
                 self._heads[value.number] = value

@@ -411,7 +411,7 @@ def check_model(model: Any) -> None:
             raise JobError(f"Job: {path} draws unseeded random numbers. Hint: {type(estimator).__name__}(seed=1)")
     try:
         pickle.dumps(model)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - pickling runs code of the model's
         raise JobError(f"Job: the model cannot be pickled, so not checkpointed: {error}") from None
 
 

@@ -115,7 +115,7 @@ class Learner:
         x = _present(features) if None in values else features
         try:
             output = model.answer(x)
-        except Exception as error:  # a model may not like what it sees: that spoils the question, not the job
+        except Exception as error:  # noqa: BLE001 - what a model does not like spoils the question, not the job
             self._fail("model_error", f"{type(error).__name__}: {error}", id, to_datetime(time), values, position, said)
             return
         # For bool labels records show the probability of True.
@@ -141,9 +141,7 @@ class Learner:
             if not self._teach(model, _present(x) if None in values else x, id, at, position, said, label):
                 return
         shown = output.get(True, 0.0) if self._shows_probability else output
-        outcome = Outcome(
-            id, at, shown, label, to_datetime(moment), model.name, version, model.version, assumed
-        )
+        outcome = Outcome(id, at, shown, label, to_datetime(moment), model.name, version, model.version, assumed)
         said.append((position, outcome, output, moment))
 
     def _teach(
@@ -151,7 +149,7 @@ class Learner:
     ) -> bool:
         try:
             model.learn(x, *label)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above
             detail = f"learning: {type(error).__name__}: {error}"
             self._fail("model_error", detail, id, at, tuple(x.values()), position, said)
             return False

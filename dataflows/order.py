@@ -191,9 +191,7 @@ class Batch:
 
     __slots__ = ("number", "items", "rejects", "watermark", "end")
 
-    def __init__(
-        self, number: int, items: list[Item], rejects: list[Reject], watermark: int | None, end: bool
-    ) -> None:
+    def __init__(self, number: int, items: list[Item], rejects: list[Reject], watermark: int | None, end: bool) -> None:
         self.number = number
         self.items = items
         self.rejects = rejects

@@ -23,7 +23,9 @@ SWEEP_EVERY = 64
 """Batches between two sweeps of entities past their TTL; results do not depend on it, only memory does."""
 
 
-def inputs_of(job: Job, events: Iterable[Raw] | None = None, labels: Iterable[Raw] | None = None) -> list[tuple[int, Source]]:
+def inputs_of(
+    job: Job, events: Iterable[Raw] | None = None, labels: Iterable[Raw] | None = None
+) -> list[tuple[int, Source]]:
     """A job's inputs by kind; iterables take the place of declared sources."""
     source: Source = job.events if events is None else Memory(event=job.events.event, items=events, name="events")
     inputs: list[tuple[int, Source]] = [(EVENT, source)]
@@ -31,7 +33,9 @@ def inputs_of(job: Job, events: Iterable[Raw] | None = None, labels: Iterable[Ra
         if events is not None and labels is None:
             raise ValueError("this job's labels are a stream of their own. Hint: job.play(events, labels)")
         declared = job.label.source
-        inputs.append((LABEL, declared if labels is None else Memory(event=declared.event, items=labels, name="labels")))
+        inputs.append(
+            (LABEL, declared if labels is None else Memory(event=declared.event, items=labels, name="labels"))
+        )
     elif labels is not None:
         raise ValueError("this job finds its labels in its events. Hint: job.play(events)")
     return inputs
@@ -43,26 +47,23 @@ def entity_features(job: Job, index: int) -> EntityFeatures:
     return EntityFeatures(job.entities[index], lateness)
 
 
-def answer_rows(features: EntityFeatures, rows: list[Row]) -> tuple[list[int], list[Any], list[str]]:
-    """Carry out a batch's rows in order: (places, feature values or the fault, faults of labels)."""
+def answer_rows(features: EntityFeatures, rows: list[Row]) -> tuple[list[int], list[Any]]:
+    """Carry out a batch's rows in order: the places of its questions, and their feature values or what is wrong."""
     places: list[int] = []
     answers: list[Any] = []
-    faults: list[str] = []
     ask, read, observe = features.ask, features.read, features.observe
     for place, key, time, values in rows:
+        if place < 0:
+            observe(key, time, values)  # type: ignore[arg-type]
+            continue
+        answer: Any
         try:
-            if place < 0:
-                observe(key, time, values)  # type: ignore[arg-type]
-                continue
-            answer: Any = read(key, time) if values is None else ask(key, time, values)
+            answer = read(key, time) if values is None else ask(key, time, values)
         except (TypeError, ValueError, OverflowError) as error:
             answer = f"{type(error).__name__}: {error}"
-            if place < 0:
-                faults.append(answer)
-                continue
         places.append(place)
         answers.append(answer)
-    return places, answers, faults
+    return places, answers
 
 
 def empty_columns(empties: list[tuple[Any, ...]], questions: int) -> Columns:
@@ -107,22 +108,13 @@ class PlainRun:
         columns = empty_columns(self._empties, work.questions)
         for (index, _), rows in work.features.items():
             column = columns[index]
-            places, answers, faults = answer_rows(self.features[index], rows)
-            for place, answer in zip(places, answers, strict=True):
+            for place, answer in zip(*answer_rows(self.features[index], rows), strict=True):
                 column[place] = answer
-            work.rejects.extend(fault_rejects(faults))
         if work.number % SWEEP_EVERY == 0 and work.clock is not None:
             for features in self.features:
                 features.sweep(work.clock)
         said = [self.learner.process(operations, columns) for operations in work.learners.values()]
         yield from self.publisher.publish(work.rejects, said, work.end)
-
-
-def fault_rejects(faults: list[str]) -> list[Any]:
-    """Labels that a feature could not take, as rejects."""
-    from dataflows.events import reject
-
-    return [reject("feature_error", fault, "label", b"") for fault in faults]
 
 
 def play(job: Job, events: Iterable[Raw] | None = None, labels: Iterable[Raw] | None = None) -> Iterator[Record]:

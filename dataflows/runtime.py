@@ -1,8 +1,8 @@
 """The launcher: starts the workers of a run, watches over them, stops them, and shows how they get on.
 
-Every start: one run per directory (a file lock that the workers share), the engine's stale snapshots removed, the hash seed
-fixed in every process. SIGTERM or Ctrl-C ends a run with a last checkpoint; a second one ends it at once. A worker that
-dies ends the run; no worker outlives the launcher. The next run goes on from the last checkpoint.
+Every start: one run per directory (a file lock that the workers share), the engine's stale snapshots removed, the hash
+seed fixed in every process. SIGTERM or Ctrl-C ends a run with a last checkpoint; a second one ends it at once. A
+worker that dies ends the run; no worker outlives the launcher. The next run goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -240,7 +240,9 @@ class Launcher:
             command = [sys.executable, "-m", "dataflows.worker", self._reference, json.dumps(self._inputs)]
             # A session of its own: Ctrl-C reaches the launcher alone, which then asks the workers to stop.
             self._processes.append(
-                subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[lock], stderr=self._errors(index))
+                subprocess.Popen(
+                    command, env=environment, start_new_session=True, pass_fds=[lock], stderr=self._errors(index)
+                )
             )
 
     def _errors(self, index: int) -> Any:

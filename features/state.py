@@ -173,6 +173,18 @@ class EntityFeatures:
         return tuple(out) if plan.order is None else plan.order(out)
 
 
+def value_check(declaration: Entity) -> Callable[[tuple[Any, ...]], None]:
+    """A function that raises TypeError or ValueError for values that `observe` would refuse, before they get there.
+
+    >>> from features.aggregates import Mean
+    >>> value_check(Entity("shop", [Mean("fraud")], of="labels"))(("maybe",))
+    Traceback (most recent call last):
+    TypeError: field 'fraud': 'maybe' of type str is not a number. Hint: None stands for no value
+    """
+    checks = _checks(declaration)
+    return lambda values: None if _checked(checks, values) else None
+
+
 def _history_plan(declaration: Entity, lateness_us: int) -> HistoryPlan:
     by_column = [[each for each in declaration.aggregates if each.field == name] for name in declaration.columns]
     return HistoryPlan(

@@ -211,9 +211,7 @@ class _CsvPartition(_LinePartition):
             self._header = csv_fields(first.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf"))
         except Undecodable as wrong:
             raise ValueError(f"{path}:1: the header cannot be read: {wrong}") from None
-        missing = [
-            n for n, f in event.model_fields.items() if f.is_required() and (f.alias or n) not in self._header
-        ]
+        missing = [n for n, f in event.model_fields.items() if f.is_required() and (f.alias or n) not in self._header]
         if missing:
             raise ValueError(
                 f"{path}:1: the header ({', '.join(self._header)}) lacks {', '.join(missing)} of {event.__name__}"

@@ -1,6 +1,6 @@
 """How many bikes will there be? Five stations of Toulouse; a reading's truth is known half an hour later.
 
-    millrace run examples/bikes/job.py --data toulouse_bikes.csv.gz
+millrace run examples/bikes/job.py --data toulouse_bikes.csv.gz
 """
 
 from __future__ import annotations

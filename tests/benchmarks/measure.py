@@ -242,7 +242,9 @@ def _checkpoints(recovery: Path) -> int:
     frontiers: dict[int, int] = {}
     for file in recovery.glob("*.sqlite3"):
         with closing(sqlite3.connect(file)) as database:
-            for worker, frontier in database.execute("SELECT worker_index, MAX(worker_frontier) FROM fronts GROUP BY 1"):
+            for worker, frontier in database.execute(
+                "SELECT worker_index, MAX(worker_frontier) FROM fronts GROUP BY 1"
+            ):
                 frontiers[worker] = max(frontier, frontiers.get(worker, 0))
     return min(frontiers.values(), default=1) - 1
 

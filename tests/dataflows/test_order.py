@@ -6,7 +6,8 @@ import json
 import pickle
 import random
 import time as wall
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -384,10 +385,11 @@ CASES = st.fixed_dictionaries(
 
 
 class Files:
-    """The partitions of a case on disk."""
+    """The partitions of a case on disk; closes the readers that it opened."""
 
     def __init__(self, directory: Path, case: dict[str, Any]) -> None:
         self.directory = directory
+        self._opened: list[Reader] = []
         self.log = directory / "log"
         self.log.unlink(missing_ok=True)
         self.time = Time(order=case["order"], lateness=case["lateness"], buffer=case["buffer"])
@@ -400,7 +402,16 @@ class Files:
         inputs: list[Input] = [(EVENT, Jsonl(self.directory / name, Ping)) for name in "ab"]
         inputs.append((LABEL, Jsonl(self.directory / "labels", Ping)))
         order_log = OrderLog(self.log) if log else None
-        return Reader(inputs, self.time, batch_size or self.batch_size, log=order_log, state=state)
+        reader = Reader(inputs, self.time, batch_size or self.batch_size, log=order_log, state=state)
+        self._opened.append(reader)
+        return reader
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._opened:
+            reader.close()
 
 
 def some(reader: Reader, count: int) -> list[Batch]:
@@ -423,14 +434,14 @@ HELD_BACK = {
 @given(case=CASES, cut=st.integers(0, 20))
 def test_a_snapshot_continues_identically(tmp_path: Path, case: dict[str, Any], cut: int) -> None:
     """Taken after any batch, a snapshot gives the same batches to the end as reading on."""
-    files = Files(tmp_path, case)
-    reader = files.reader(log=False)
-    some(reader, cut)
-    state = pickle.dumps(reader.snapshot())
-    rest = shape(batches(reader))
-    resumed = files.reader(pickle.loads(state), log=False)
-    assert shape(batches(resumed)) == rest
-    assert (resumed.counts, resumed.newest, resumed.watermark) == (reader.counts, reader.newest, reader.watermark)
+    with Files(tmp_path, case) as files:
+        reader = files.reader(log=False)
+        some(reader, cut)
+        state = pickle.dumps(reader.snapshot())
+        rest = shape(batches(reader))
+        resumed = files.reader(pickle.loads(state), log=False)
+        assert shape(batches(resumed)) == rest
+        assert (resumed.counts, resumed.newest, resumed.watermark) == (reader.counts, reader.newest, reader.watermark)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -440,96 +451,90 @@ def test_a_replay_of_the_order_log_forms_the_same_batches(
     tmp_path: Path, case: dict[str, Any], checkpoint: int, ahead: int
 ) -> None:
     """What left after the checkpoint is formed again exactly, under another batch size too, and then it goes on."""
-    files = Files(tmp_path, case)
-    reader = files.reader()
-    some(reader, checkpoint)
-    state = pickle.dumps(reader.snapshot())
-    lost = some(reader, ahead)
-    expected = shape(lost)
-    reader.close()
-    resumed = files.reader(pickle.loads(state), batch_size=case["batch_size"] + 1)
-    again = some(resumed, len(lost))
-    assert shape(again) == expected
-    assert not resumed.replaying
-    straight = files.reader(log=False)
-    everything = keys(batches(straight))
-    before = sum(len(b.items) for b in some(files.reader(log=False), checkpoint))
-    assert keys([*again, *batches(resumed)]) == everything[before:]
+    with Files(tmp_path, case) as files:
+        reader = files.reader()
+        some(reader, checkpoint)
+        state = pickle.dumps(reader.snapshot())
+        lost = some(reader, ahead)
+        reader.close()
+        resumed = files.reader(pickle.loads(state), batch_size=case["batch_size"] + 1)
+        again = some(resumed, len(lost))
+        assert shape(again) == shape(lost)
+        assert not resumed.replaying
+        straight = files.reader(log=False)
+        some(straight, checkpoint)
+        assert keys([*again, *batches(resumed)]) == keys(batches(straight))
 
 
-def logged(tmp_path: Path, rows: int = 6) -> Files:
-    """A run of a few batches with its log."""
-    case = HELD_BACK | {"a": [(t, t) for t in range(rows)], "lateness": 0, "batch_size": 2}
-    files = Files(tmp_path, case)
-    batches(files.reader())
-    return files
+@pytest.fixture()
+def logged(tmp_path: Path) -> Iterator[Files]:
+    """A run of six events in batches of two, with its log."""
+    case = HELD_BACK | {"a": [(t, t) for t in range(6)], "lateness": 0, "batch_size": 2}
+    with Files(tmp_path, case) as files:
+        batches(files.reader())
+        yield files
 
 
 TORN = [b"[", b'[4,[["a",1]],2', b"\xff\x00", b'{"number": 4']
 
 
 @pytest.mark.parametrize("torn", TORN)
-def test_a_torn_tail_of_the_log_is_cut(torn: bytes, tmp_path: Path) -> None:
+def test_a_torn_tail_of_the_log_is_cut(torn: bytes, logged: Files) -> None:
     """A line that was not written to its end never left the reader, so nothing is lost with it."""
-    files = logged(tmp_path)
-    whole = files.log.read_bytes()
-    files.log.write_bytes(whole + torn)
-    expected = keys(batches(files.reader(log=False)))
-    assert keys(batches(files.reader())) == expected
-    assert files.log.read_bytes() == whole
+    whole = logged.log.read_bytes()
+    logged.log.write_bytes(whole + torn)
+    expected = keys(batches(logged.reader(log=False)))
+    assert keys(batches(logged.reader())) == expected
+    assert logged.log.read_bytes() == whole
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"null", b"[1,2", b"[2,[],[],null,0]", b"\xff"])
-def test_a_damaged_entry_in_the_middle_of_the_log_is_refused(damage: bytes, tmp_path: Path) -> None:
+def test_a_damaged_entry_in_the_middle_of_the_log_is_refused(damage: bytes, logged: Files) -> None:
     """Only a tail can be torn; anything else is said with file and line."""
-    files = logged(tmp_path)
-    first, _, *rest = files.log.read_bytes().splitlines()
-    files.log.write_bytes(b"\n".join([first, damage, *rest]) + b"\n")
-    with pytest.raises(OrderLogError, match=r"log:2: damaged"):
-        files.reader()
+    first, _, *rest = logged.log.read_bytes().splitlines()
+    logged.log.write_bytes(b"\n".join([first, damage, *rest]) + b"\n")
+    log = OrderLog(logged.log)
+    try:
+        with pytest.raises(OrderLogError, match=r"log:2: damaged"):
+            list(log.after(0))
+    finally:
+        log.close()
 
 
-def test_a_missing_entry_of_the_log_is_refused(tmp_path: Path) -> None:
+def test_a_missing_entry_of_the_log_is_refused(logged: Files) -> None:
     """A gap in the numbers means that the log is not the one of the checkpoint."""
-    files = logged(tmp_path)
-    first, _, *rest = files.log.read_bytes().splitlines()
-    files.log.write_bytes(b"\n".join([first, *rest]) + b"\n")
-    reader = files.reader()
+    first, _, *rest = logged.log.read_bytes().splitlines()
+    logged.log.write_bytes(b"\n".join([first, *rest]) + b"\n")
+    reader = logged.reader()
     reader.next_batch()
     with pytest.raises(OrderLogError, match=r"from batch 1 to 3.*missing"):
         reader.next_batch()
-    reader.close()
 
 
-def test_an_input_that_was_cut_since_is_refused(tmp_path: Path) -> None:
+def test_an_input_that_was_cut_since_is_refused(logged: Files) -> None:
     """A replay that no longer finds its records says which input and what to do."""
-    files = logged(tmp_path)
-    lines = (tmp_path / "a").read_text().splitlines()
-    (tmp_path / "a").write_text(lines[0] + "\n")
+    file = logged.directory / "a"
+    file.write_text(file.read_text().splitlines()[0] + "\n")
     with pytest.raises(OrderLogError, match=r"a: batch 1 had \d+ more records.*Hint.*--fresh"):
-        batches(files.reader())
+        batches(logged.reader())
 
 
-def test_an_input_that_was_replaced_since_is_refused(tmp_path: Path) -> None:
+def test_an_input_that_was_replaced_since_is_refused(logged: Files) -> None:
     """Records that are damaged now and were not then cannot give the same batches."""
-    files = logged(tmp_path)
-    (tmp_path / "a").write_text("damaged\n" * 6)
+    (logged.directory / "a").write_text("damaged\n" * 6)
     with pytest.raises(OrderLogError, match=r"batch 1 had 2 items.*changed since.*Hint"):
-        batches(files.reader())
+        batches(logged.reader())
 
 
-def test_a_partition_that_is_gone_is_refused(tmp_path: Path) -> None:
+def test_a_partition_that_is_gone_is_refused(logged: Files) -> None:
     """Both a checkpoint and a log entry name the partition that they miss."""
-    files = logged(tmp_path)
-    reader = files.reader(log=False)
-    state = reader.snapshot()
-    reader.close()
-    inputs: list[Input] = [(EVENT, Jsonl(tmp_path / "b", Ping))]
+    inputs: list[Input] = [(EVENT, Jsonl(logged.directory / "a", Ping)), (LABEL, Jsonl(logged.directory / "b", Ping))]
+    with closing(Reader(inputs, logged.time, log=OrderLog(logged.log))) as reader:
+        with pytest.raises(OrderLogError, match=r"partition 'labels' of batch 1 is gone.*Hint"):
+            batches(reader)
+    state = logged.reader(log=False).snapshot()
     with pytest.raises(OrderLogError, match=r"gone: a, labels.*Hint"):
-        Reader(inputs, files.time, state=state)
-    reader = Reader(inputs, files.time, log=OrderLog(files.log))
-    with pytest.raises(OrderLogError, match=r"partition 'a' of batch 1 is gone.*Hint"):
-        batches(reader)
+        Reader([memory("b", [])], logged.time, state=state)
 
 
 def test_entries_are_small_and_read_back(tmp_path: Path) -> None:

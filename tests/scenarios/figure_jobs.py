@@ -33,11 +33,11 @@ def with_hour(x: dict[str, Any]) -> dict[str, Any]:
 
 def whole_pipeline(delay: Any) -> Job:
     """river's tutorial with everything inside the model: it transforms again when it learns."""
-    weather = compose.Select("clouds", "humidity", "pressure", "temperature", "wind")
+    weather: Any = compose.Select("clouds", "humidity", "pressure", "temperature", "wind")
     by_hour = compose.FuncTransformer(with_hour) | feature_extraction.TargetAgg(
         by=["station", "hour"], how=stats.Mean()
     )
-    model = weather + by_hour
+    model: Any = weather + by_hour
     model |= preprocessing.StandardScaler()
     model |= linear_model.LinearRegression(optimizer=optim.SGD(0.001))
     return Job(

@@ -63,6 +63,11 @@ def keystone(model: str, order: Any) -> Job:
     )
 
 
+def per_shop() -> Job:
+    """A model for each shop, spread over key groups."""
+    return keystone("hoeffding", "arrival").model_copy(update={"name": "per-shop", "per": ("shop",)})
+
+
 for _model in MODELS:
     for _order in ORDERS:
         globals()[f"{_model}_{_order}"] = partial(keystone, _model, _order)
