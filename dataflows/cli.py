@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from dataflows.connectors import Stdin, Stdout
 from dataflows.evaluate import metric_name
 from dataflows.events import Metrics, to_datetime
-from dataflows.job import Job, JobError, Label
+from dataflows.job import KINDS, Job, JobError, Label
 from dataflows.order import OrderLogError
 from dataflows.runtime import Launcher, RunError, load_job, with_inputs
 from features.spec import Entity, duration_text
@@ -35,7 +36,9 @@ errors = Console(stderr=True)
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="A job file or module; with :NAME for another name than `job`.")
 ]
-Data = Annotated[str | None, typer.Option("--data", help="Read events from this file or directory instead.")]
+Data = Annotated[
+    str | None, typer.Option("--data", help="Read events from this file or directory instead; - is standard input.")
+]
 Labels = Annotated[str | None, typer.Option("--labels", help="Read labels from this file or directory instead.")]
 Directory = Annotated[Path | None, typer.Option(help="Where outputs and state go. Default: runs/NAME.")]
 
@@ -59,17 +62,23 @@ def run(
 
     loaded = with_inputs(load_job(job), data, labels)
     settings = Settings(directory=directory, batch_size=batch_size, linger=linger, groups=groups, follow=follow)
+    require_inputs(loaded)
     _warn_of_stdin(loaded)
     launcher = Launcher(job, loaded, workers, checkpoint, settings, fresh, data, labels)
     started = wall.monotonic()
-    with Progress() as progress:
+    # Records on standard output are for the next program in the pipe; what people read goes beside them.
+    console = errors if writes_stdout(loaded) else out
+    with Progress(console) as progress:
         status = launcher.run(progress.show)
-    _summary(loaded, status, wall.monotonic() - started, launcher)
+    _summary(console, loaded, status, wall.monotonic() - started, launcher)
+
+
+def writes_stdout(job: Job) -> bool:
+    """Whether a kind of record goes to standard output."""
+    return any(isinstance(getattr(job.outputs, kind), Stdout) for kind in KINDS)
 
 
 def _warn_of_stdin(job: Job) -> None:
-    from dataflows.connectors import Stdin
-
     if isinstance(job.events, Stdin):
         errors.print("standard input cannot be read again: this run cannot be resumed", style="yellow")
 
@@ -86,6 +95,7 @@ def backtest(
 ) -> None:
     """Run a job over history in plain Python, labels revealed late: a table and a plot of its metrics."""
     loaded = with_delay(with_inputs(load_job(job), data, labels), delay)
+    require_inputs(loaded)
     target = directory or (loaded.outputs.directory or Path("runs") / loaded.name) / "backtest"
     target.mkdir(parents=True, exist_ok=True)
     rows, counts = _play(loaded)
@@ -96,7 +106,7 @@ def _play(job: Job) -> tuple[list[dict[str, Any]], Counter[str]]:
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     started = wall.monotonic()
-    with Progress() as progress:
+    with Progress(out) as progress:
         for record in job.play():
             counts[type(record).__name__.lower()] += 1
             if isinstance(record, Metrics):
@@ -121,7 +131,8 @@ def _report(job: Job, rows: list[dict[str, Any]], counts: Counter[str], target: 
     plot_metrics(rows, target / "metrics.png", target / "metrics.html", title)
     out.print(
         f"{counts['prediction']:,} predictions, {counts['outcome']:,} outcomes, {counts['reject']:,} rejects; "
-        f"plots in {target / 'metrics.png'} and {target / 'metrics.html'}"
+        f"plots in {target / 'metrics.png'} and {target / 'metrics.html'}",
+        soft_wrap=True,
     )
 
 
@@ -142,11 +153,16 @@ def with_delay(job: Job, delay: str | None) -> Job:
 def check(job: JobArgument, data: Data = None, labels: Labels = None) -> None:
     """Validate a job and draw it: its steps, their keys, and the features the model will see."""
     loaded = with_inputs(load_job(job), data, labels)
-    for source in [loaded.events, loaded.label.source]:
-        if source is not None:
-            source.names()  # says so when a file is not there
+    require_inputs(loaded)
     out.print(drawing(loaded))
     out.print(f"{loaded.name} is valid", style="green")
+
+
+def require_inputs(job: Job) -> None:
+    """Raises FileNotFoundError for a declared file that is not there, before anything is started or written."""
+    for source in (job.events, job.label.source):
+        if source is not None:
+            source.names()
 
 
 def drawing(job: Job) -> Tree:
@@ -189,8 +205,9 @@ def _label_text(label: Label) -> str:
 class Progress:
     """Shows how a run gets on: a live line on a terminal, else a plain line every few seconds."""
 
-    def __init__(self) -> None:
-        self._live = Live(console=out, refresh_per_second=4, transient=True) if out.is_terminal else None
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._next = wall.monotonic() + 2.0
         self._before: tuple[float, int] | None = None
         self._rate = 0.0
@@ -216,7 +233,7 @@ class Progress:
         if self._live is not None:
             self._live.update(line)
         else:
-            out.print(line, soft_wrap=True, highlight=False)
+            self._console.print(line, soft_wrap=True, highlight=False)
             self._next = now + 5.0
 
     def _measure(self, now: float, questions: int) -> None:
@@ -236,11 +253,13 @@ def status_line(status: dict[str, Any], rate: float) -> str:
         parts.append(f"watermark {to_datetime(status['watermark']):%Y-%m-%d %H:%M}")
     parts.append(f"{status.get('open', 0):,} open")
     parts.append(f"{status.get('counts', {}).get('rejects', 0):,} rejects")
+    if not status.get("outcomes"):
+        return " · ".join(parts)
     parts += [f"{name} {value:.4f}" for name, value in status.get("metrics", {}).items() if value is not None]
     return " · ".join(parts)
 
 
-def _summary(job: Job, status: dict[str, Any], seconds: float, launcher: Launcher) -> None:
+def _summary(console: Console, job: Job, status: dict[str, Any], seconds: float, launcher: Launcher) -> None:
     counts = status.get("counts", {})
     table = Table(show_header=False, title=f"{job.name}: {job.model_name}", title_justify="left")
     table.add_row("events", f"{status.get('questions', 0):,}")
@@ -254,10 +273,10 @@ def _summary(job: Job, status: dict[str, Any], seconds: float, launcher: Launche
     for name, value in status.get("metrics", {}).items():
         table.add_row(name, "-" if value is None else f"{value:.4f}")
     table.add_row("seconds", f"{seconds:.1f}")
-    out.print(table)
-    out.print(f"records in {launcher.directory}", soft_wrap=True)
+    console.print(table)
+    console.print(f"records in {launcher.directory}", soft_wrap=True)
     if launcher.stopped:
-        out.print("stopped with a checkpoint; run again to go on")
+        console.print("stopped with a checkpoint; run again to go on")
 
 
 def main() -> None:

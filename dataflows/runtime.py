@@ -26,6 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from dataflows.connectors import Stdin
 from dataflows.job import KINDS, Job, JobError
 
 HASH_SEED = "0"
@@ -114,8 +115,13 @@ def _die_with(launcher: int) -> None:
 
 
 def with_inputs(job: Job, data: str | None, labels: str | None) -> Job:
-    """The job with other paths for its events and labels; raises `JobError` where there are none to change."""
-    if data is not None:
+    """The job with other paths for its events and labels ("-": standard input for events).
+
+    Raises `JobError` where there are no files to change.
+    """
+    if data == "-":
+        job = job.model_copy(update={"events": Stdin(job.events.event)})
+    elif data is not None:
         if not hasattr(job.events, "at"):
             raise JobError(f"--data: the events of {job.name} come from {type(job.events).__name__}, not from a file")
         job = job.model_copy(update={"events": job.events.at(data)})
@@ -216,6 +222,10 @@ class Launcher:
             self._refuse_foreign_outputs()
             recovery.mkdir(exist_ok=True)
             init_db_dir(recovery, 1)
+        elif isinstance(self._job.events, Stdin):
+            raise RunError(
+                f"standard input cannot be read again, so the run in {self.directory} cannot go on. Hint: --fresh"
+            )
         else:
             remove_stale_snapshots(recovery)
 

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from tests.benchmarks.measure import FlowRun, PlainRun, plain_record, run, run_flow, run_plain, run_river
-from tests.benchmarks.transactions import write_head, write_synthetic
+from tests.benchmarks.transactions import write_sample, write_synthetic
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Plan:
     rounds: int
     quick: bool
 
-    def head(self, count: int | None) -> Path:
-        """The first `count` transactions (None: all) as a plain file, written once."""
+    def sample(self, count: int | None) -> Path:
+        """`count` transactions (None: all) as a plain file, written once."""
         path = self.scratch / f"transactions-{count}.jsonl"
-        return path if path.exists() else write_head(path, self.source, count)
+        return path if path.exists() else write_sample(path, self.source, count)
 
 
 Result = tuple[dict[str, Any], list[Table]]
@@ -54,7 +55,7 @@ def rate(events: float, seconds: float) -> float:
 
 def fraud(plan: Plan) -> Result:
     """The fraud job, file to file, against the hand-written loop."""
-    source = plan.head(plan.events)
+    source = plan.sample(plan.events)
     pairs = [(run_plain(source, plan.scratch), run_flow(source, plan.scratch)) for _ in range(plan.pairs)]
     start = _starts(plan)
     loop, river = run_river(source, plan.scratch)
@@ -64,16 +65,17 @@ def fraud(plan: Plan) -> Result:
     }
     tables = [_fraud_table(f"fraud: {plan.events:,} transactions, file to file, one process", pairs, record)]
     if not plan.quick:
-        everything = plan.head(None)
+        everything = plan.sample(None)
         pair = (run_plain(everything, plan.scratch), run_flow(everything, plan.scratch))
         record["all"] = _fraud_record([pair], start)
         tables.append(_fraud_table(f"fraud: all {pair[0].events:,} transactions, once", [pair], record["all"]))
     return record, tables
 
 
+@cache
 def _starts(plan: Plan) -> tuple[float, float]:
     """Processor seconds that each program needs for a single event: what starting costs."""
-    one = plan.head(1)
+    one = plan.sample(1)
     return run_plain(one, plan.scratch).cpu_s, run_flow(one, plan.scratch).cpu_s
 
 
@@ -138,7 +140,7 @@ def _median(values: Iterable[float]) -> float:
 
 def steps(plan: Plan) -> Result:
     """µs per event of each step, and of the engine around them."""
-    source = plan.head(plan.events)
+    source = plan.sample(plan.events)
     start = _starts(plan)
     rounds: list[dict[str, float]] = []
     for _ in range(plan.rounds):
@@ -189,14 +191,14 @@ def entities(plan: Plan) -> Result:
 
 def processes(plan: Plan) -> Result:
     """Events/s by how many worker processes there are."""
-    source = plan.head(plan.events)
+    source = plan.sample(plan.events)
     measured = _rounds(plan, (1, 2), lambda workers: run_flow(source, plan.scratch, workers=workers))
     return _varied(measured, f"processes: {plan.events:,} transactions", "worker processes")
 
 
 def groups(plan: Plan) -> Result:
     """Events/s by how many key groups there are."""
-    source = plan.head(plan.events)
+    source = plan.sample(plan.events)
     measured = _rounds(plan, (8, 16, 32), lambda number: run_flow(source, plan.scratch, groups=number))
     return _varied(measured, f"groups: {plan.events:,} transactions, one process", "key groups")
 
@@ -204,7 +206,7 @@ def groups(plan: Plan) -> Result:
 def batches(plan: Plan) -> Result:
     """Events/s by how many events a batch may hold; fewer events where batches are small."""
     counts = {1: 4_000, 10: 20_000, 1_000: 20_000} if plan.quick else {1: 10_000, 10: 50_000, 1_000: 100_000}
-    files = {size: plan.head(min(count, plan.events)) for size, count in counts.items()}
+    files = {size: plan.sample(count) for size, count in counts.items()}
     measured = _rounds(plan, tuple(counts), lambda size: run_flow(files[size], plan.scratch, batch_size=size))
     return _varied(measured, "batches: transactions, one process", "events in a batch")
 

@@ -10,14 +10,17 @@ import json
 import random
 from collections.abc import Iterator
 from itertools import islice
+from typing import BinaryIO
 from pathlib import Path
 
 START_MS = 1_522_540_800_000
 """2018-04-01, the first day of the handbook's data."""
 
-DAY_MS = 86_400_000
-PER_DAY = 9_600
-"""Transactions a day, as in the handbook's data."""
+SPAN_MS = 21 * 86_400_000
+"""What synthetic transactions are spread over, however many they are: labels come 7 days later, so most in time."""
+
+HEAD = 100_000
+"""Fewer transactions than these are every n-th of them: 10 days, so that labels are learned along the way."""
 
 
 def synthetic(count: int, customers: int, terminals: int, seed: int = 7) -> Iterator[str]:
@@ -29,7 +32,7 @@ def synthetic(count: int, customers: int, terminals: int, seed: int = 7) -> Iter
     True
     """
     rng = random.Random(seed)
-    step_ms = DAY_MS // PER_DAY
+    step_ms = SPAN_MS // count
     for number in range(count):
         amount = round(rng.expovariate(1 / 50), 2)
         # More often at large amounts, so that there is something to learn.
@@ -52,11 +55,18 @@ def write_synthetic(path: Path, count: int, customers: int, terminals: int) -> P
     return path
 
 
-def write_head(path: Path, source: Path | None, count: int | None) -> Path:
-    """The first `count` lines (None: all) of a plain or gzipped file as a plain one; synthetic for no source."""
+def write_sample(path: Path, source: Path | None, count: int | None) -> Path:
+    """`count` transactions (None: all) of a plain or gzipped file as a plain one; synthetic for no source.
+
+    The first ones, or for fewer than `HEAD` every n-th of the first `HEAD`.
+    """
     if source is None:
-        return write_synthetic(path, 100_000 if count is None else count, 5_000, 10_000)
-    lines = gzip.open(source, "rb") if source.suffix == ".gz" else source.open("rb")
-    with lines, path.open("wb") as file:
-        file.writelines(islice(lines, count))
+        return write_synthetic(path, HEAD if count is None else count, 5_000, 10_000)
+    every = 1 if count is None else max(1, HEAD // count)
+    with _open(source) as lines, path.open("wb") as file:
+        file.writelines(islice(lines, 0, None if count is None else count * every, every))
     return path
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
