@@ -120,10 +120,11 @@ class _Remembered:
 class _EntityRows:
     """How one Entity declaration takes its key and values from an event."""
 
-    __slots__ = ("index", "of_labels", "key", "values", "where", "label_at", "width", "_check")
+    __slots__ = ("index", "of_labels", "key", "values", "where", "label_at", "width", "places", "_check")
 
-    def __init__(self, index: int, entity: Entity, label_field: str) -> None:
+    def __init__(self, index: int, entity: Entity, label_field: str, groups: int) -> None:
         self.index = index
+        self.places = [(index, group) for group in range(groups)]  # one tuple each, not one per event
         self.of_labels = entity.of == "labels"
         self.key = _key_getter(entity.key)
         self.label_at = -1
@@ -133,11 +134,11 @@ class _EntityRows:
             self.label_at = columns.index(label_field)
         self.values = _values_getter(columns, label_field if self.of_labels else None)
         self.where = entity.where
-        self._check = value_check(entity) if self.of_labels else None
+        self._check = value_check(entity)
 
     def check(self, values: tuple[Any, ...] | None, label: Any) -> None:
         """Raises TypeError or ValueError for what a label-derived feature could not take once the label is known."""
-        if self._check is not None and values is not None:
+        if values is not None:
             self._check(values if label is NO_LABEL else self.answered(values, label))
 
     def answered(self, values: tuple[Any, ...], label: Any) -> tuple[Any, ...]:
@@ -163,10 +164,11 @@ def _key_getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], Any]:
 
 def _values_getter(columns: tuple[str, ...], hole: str | None) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
     names = [c for c in columns if c != hole]
+    if not names:
+        nothing = (None,) * len(columns)
+        return lambda row: nothing
     if len(names) < len(columns):
         return lambda row: tuple([None if c == hole else row[c] for c in columns])
-    if not names:
-        return lambda row: ()
     if len(names) == 1:
         name = names[0]
         return lambda row: (row[name],)
@@ -191,7 +193,10 @@ class Admit:
         self._kind = job.label.kind
         self._groups = groups
         self._derived = [f for f in job.features if isinstance(f, Derived)]
-        self._entities = [_EntityRows(i, e, job.label.field) for i, e in enumerate(job.entities)]
+        self._entities = [_EntityRows(i, e, job.label.field, groups) for i, e in enumerate(job.entities)]
+        # Label-derived features over columns of which the types alone do not say that every value will do.
+        doubtful = [e.of == "labels" and not set(e.columns) <= job.trusted_columns for e in job.entities]
+        self._wary = [entity for entity, doubt in zip(self._entities, doubtful, strict=True) if doubt]
         self._static = _static_values(job)
         self._per = _key_getter(job.per) if job.per else None
         self._global_group = GLOBAL_GROUP % groups
@@ -276,8 +281,8 @@ class Admit:
                 row = self._with_derived(event, row)
             static = self._static(row)
             entities = self._entity_rows(event, row)
-            for entity, _, values in entities:
-                entity.check(values, row[self._label.field] if self._kind != "stream" else NO_LABEL)
+            if self._wary:
+                self._check_entities(row, entities)
             key = self._per(row) if self._per is not None else None
             delay = self._delay(event) if self._kind == "field" else 0
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises spoils its event, not the job
@@ -290,6 +295,13 @@ class Admit:
         group = self._global_group if self._per is None else key_group(key, self._groups)
         rows = self._ask(work, group, id, time, late, key, static, entities)
         self._await_label(row, id, time, delay, group, rows, work)
+
+    def _check_entities(self, row: dict[str, Any], entities: list[Any]) -> None:
+        """Refuse now what a label-derived feature would refuse later, when the event is long gone."""
+        label = NO_LABEL if self._kind == "stream" else row[self._label.field]
+        for entity, _, values in entities:
+            if entity in self._wary:
+                entity.check(values, label)
 
     def _with_derived(self, event: Event, row: dict[str, Any]) -> dict[str, Any]:
         row = row.copy()
@@ -323,7 +335,7 @@ class Admit:
         features, groups = work.features, self._groups
         later: tuple[Any, ...] = ()
         for entity, entity_key, values in entities:
-            where = (entity.index, key_group(entity_key, groups) if groups > 1 else 0)
+            where = entity.places[key_group(entity_key, groups) if groups > 1 else 0]
             if entity.of_labels:
                 if values is not None:
                     later += ((where, entity_key, values),)
@@ -435,7 +447,7 @@ class Admit:
             self._reject("label_missing", f"{self._label.field} is null", item, work)
             return
         try:
-            for entity in self._entities:
+            for entity in self._wary:
                 if entity.label_at >= 0:
                     entity.check((None,) * entity.width, value)
         except (TypeError, ValueError) as error:

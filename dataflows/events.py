@@ -23,7 +23,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, ForwardRef, Literal, Self, get_args
 from uuid import UUID
 
 import msgspec
@@ -150,7 +150,13 @@ class Event(BaseModel):
     def _annotation(cls, role: str, name: str) -> Any:
         if name not in cls.model_fields:
             raise TypeError(f"{cls.__name__}: {role}={name!r} is not one of its fields ({', '.join(cls.model_fields)})")
-        return cls.model_fields[name].annotation
+        annotation = cls.model_fields[name].annotation
+        if isinstance(annotation, str | ForwardRef):
+            raise TypeError(
+                f"{cls.__name__}: the type {annotation!r} of {name!r} cannot be resolved where the class stands. "
+                "Hint: declare event classes at the top of a module that imports the type"
+            )
+        return annotation
 
     def event_id(self) -> EventId | None:
         """The id, or None for classes without one; raises `Undecodable` for integers beyond 64 bits."""
@@ -327,7 +333,8 @@ def reject(reason: str, detail: str, place: str, raw: bytes) -> Reject:
         return Reject(reason, detail, place, base64.b64encode(raw).decode(), "base64")
 
 
-_encode: Callable[[Any], bytes] = msgspec.json.Encoder(enc_hook=str).encode
+_encoder = msgspec.json.Encoder(enc_hook=str)
+_encode: Callable[[Any], bytes] = _encoder.encode
 
 
 def encode(record: Any) -> bytes:
@@ -340,6 +347,18 @@ def encode(record: Any) -> bytes:
         return _encode(record) + b"\n"
     except (OverflowError, TypeError):  # integers beyond 64 bits, keys that are not text
         return json.dumps(_plain(record)).encode() + b"\n"
+
+
+def encode_lines(records: list[Any]) -> bytes:
+    """The lines of several records at once.
+
+    >>> encode_lines([1, "a"])
+    b'1\\n"a"\\n'
+    """
+    try:
+        return _encoder.encode_lines(records)
+    except (OverflowError, TypeError):
+        return b"".join([encode(record) for record in records])
 
 
 def _plain(value: Any) -> Any:

@@ -41,13 +41,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from dataflows.admit import GLOBAL_GROUP, Admit, Work
 from dataflows.connectors.files import Jsonl
 from dataflows.evaluate import Publisher
-from dataflows.events import Metrics, Outcome, Prediction, encode
+from dataflows.events import Metrics, Outcome, Prediction, Reject, encode, encode_lines
 from dataflows.job import KINDS, Job, Sink
 from dataflows.learner import Learner
 from dataflows.order import OrderLog, Reader
 from dataflows.replay import SWEEP_EVERY, answer_rows, empties_of, empty_columns, entity_features, inputs_of
 
-_KIND_OF = {Prediction: "predictions", Outcome: "outcomes", Metrics: "metrics"}
+_KIND_OF = {Prediction: "predictions", Outcome: "outcomes", Metrics: "metrics", Reject: "rejects"}
 
 
 class Settings(BaseModel):
@@ -443,13 +443,16 @@ class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart, tuple[str, bytes]
         return lines, StatefulBatchLogic.RETAIN
 
     def _publish(self, head: PublisherHead, parts: list[SaidPart]) -> Iterable[tuple[str, bytes]]:
-        chunks: dict[str, list[bytes]] = {}
-        said = [part.said for part in parts]
-        for record in self._publisher.publish(head.rejects, said, head.end):
-            chunks.setdefault(_KIND_OF.get(type(record), "rejects"), []).append(encode(record))
+        kinds: dict[Any, list[Any]] = {}
+        for record in self._publisher.publish(head.rejects, [part.said for part in parts], head.end):
+            kind = type(record)
+            if kind in kinds:
+                kinds[kind].append(record)
+            else:
+                kinds[kind] = [record]
         self._control.published = head.number
         self._status.write(head, self._publisher)
-        return [(kind, b"".join(encoded)) for kind, encoded in chunks.items()]
+        return [(_KIND_OF[kind], encode_lines(records)) for kind, records in kinds.items()]
 
     def snapshot(self) -> bytes:
         _assert_nothing_waits(self._heads, self._parts)

@@ -240,12 +240,11 @@ class Job(BaseModel):
     max_models
         Models that may exist at once with `per`; questions for more are rejected.
 
-    >>> from datetime import datetime
     >>> from river import linear_model, metrics, preprocessing
     >>> from features import Count, Fields, Mean
-    >>> class Payment(Event, id="payment_id", time="paid_at"):
+    >>> class Payment(Event, id="payment_id", time="paid_at", unit="s"):
     ...     payment_id: int
-    ...     paid_at: datetime
+    ...     paid_at: float
     ...     card_id: str
     ...     amount: float
     ...     fraud: bool
@@ -314,6 +313,15 @@ class Job(BaseModel):
     def label_class(self) -> type[Event]:
         """The event class that holds the label."""
         return self.events.event if self.label.source is None else self.label.source.event
+
+    @property
+    def trusted_columns(self) -> frozenset[str]:
+        """Fields whose values pydantic has made finite floats, bools or None: no aggregate can object to them."""
+        fields = dict(self.events.event.model_fields)
+        fields[self.label.field] = self.label_class.model_fields[self.label.field]
+        derived = {f.name for f in self.features if isinstance(f, Derived)}
+        safe = {float, bool}
+        return frozenset(n for n, f in fields.items() if n not in derived and plain_types(f.annotation) <= safe)
 
     def play(self, events: Any = None, labels: Any = None) -> Iterator[Record]:
         """Run in plain Python, without an engine: an iterator of Predictions, Outcomes, Metrics and Rejects.

@@ -543,7 +543,8 @@ class Reader:
         watermark = floor - self._lateness
         if self.watermark is None or watermark > self.watermark:
             self.watermark = watermark
-            self._release(watermark)
+            if self._buffer and self._buffer[0][0] < watermark:
+                self._release(watermark)
 
     def _slowest(self) -> int | None:
         """The newest event time of the lane furthest behind; None while one that speaks has shown none."""

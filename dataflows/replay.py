@@ -44,7 +44,7 @@ def inputs_of(
 def entity_features(job: Job, index: int) -> EntityFeatures:
     """The state of one Entity declaration, empty."""
     lateness = job.time.lateness if job.time.order == "arrival" else 0
-    return EntityFeatures(job.entities[index], lateness)
+    return EntityFeatures(job.entities[index], lateness, job.trusted_columns)
 
 
 def answer_rows(features: EntityFeatures, rows: list[Row]) -> tuple[list[int], list[Any]]:

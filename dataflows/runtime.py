@@ -87,8 +87,8 @@ def work(reference: str, data: str | None, labels: str | None) -> None:
 
     from dataflows.flow import Settings, dataflow, run_directory
 
-    # State is many small objects without cycles, so looking for garbage cycles often is time lost.
-    gc.set_threshold(50_000, 20, 20)
+    # State is many small objects without cycles: they go when nothing names them, and looking for cycles is time lost.
+    gc.set_threshold(500_000, 20, 20)
     place = json.loads(os.environ["MILLRACE_WORKER"])
     _die_with(place["launcher"])
     settings = Settings.from_environment()

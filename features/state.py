@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from decimal import Decimal
 from numbers import Integral, Real
 from operator import itemgetter
@@ -31,7 +31,7 @@ class Plan:
 
     __slots__ = ("checks", "folds", "history", "order", "readers")
 
-    def __init__(self, declaration: Entity, lateness_us: int) -> None:
+    def __init__(self, declaration: Entity, lateness_us: int, trusted: Collection[str]) -> None:
         exact: list[Window] = [over for over in declaration.over if isinstance(over, Sliding | LastEvents)]
         exact.sort(key=lambda over: isinstance(over, LastEvents))  # spans first: History.bounds goes in this order
         folded = [over for over in declaration.over if over not in exact]
@@ -39,7 +39,7 @@ class Plan:
         self.readers = _history_readers(declaration, self.history) if self.history is not None else ()
         self.folds = tuple(_fold_plan(declaration, over) for over in folded)
         self.order = _order(declaration, exact, folded)
-        self.checks = _checks(declaration)
+        self.checks = tuple(check for check in _checks(declaration) if check[1] not in trusted)
 
 
 class EntityState:
@@ -65,7 +65,8 @@ class EntityFeatures:
     Times are event times in microseconds. `values` are the event's values of `columns`, in that order. With
     `lateness` (microseconds) more than 0, events and questions may come out of order by as much per entity, and are
     answered as if they had not. A value that does not suit its aggregates raises TypeError or ValueError, with the
-    field and the value, and changes nothing.
+    field and the value, and changes nothing. The columns in `trusted` are known to hold finite floats, bools and None
+    only, and are not looked at again.
 
     >>> from features.aggregates import Count, Mean
     >>> cards = EntityFeatures(Entity("card_id", [Count(), Mean("amount")], over="7d"))
@@ -79,12 +80,12 @@ class EntityFeatures:
 
     __slots__ = ("_entities", "_forget_after_us", "_lateness_us", "_nothing", "_plan", "columns", "names")
 
-    def __init__(self, declaration: Entity, lateness: int = 0) -> None:
+    def __init__(self, declaration: Entity, lateness: int = 0, trusted: Collection[str] = ()) -> None:
         self.names = declaration.feature_names
         self.columns = declaration.columns
         self._lateness_us = lateness
         self._forget_after_us = declaration.forget_after_us
-        self._plan = Plan(declaration, lateness)
+        self._plan = Plan(declaration, lateness, trusted)
         self._entities: dict[Key, EntityState] = {}
         self._nothing = self._row(EntityState(self._plan, lateness), 0, 0, False)
 
@@ -182,7 +183,11 @@ def value_check(declaration: Entity) -> Callable[[tuple[Any, ...]], None]:
     TypeError: field 'fraud': 'maybe' of type str is not a number. Hint: None stands for no value
     """
     checks = _checks(declaration)
-    return lambda values: None if _checked(checks, values) else None
+
+    def check(values: tuple[Any, ...]) -> None:
+        _checked(checks, values)
+
+    return check
 
 
 def _history_plan(declaration: Entity, lateness_us: int) -> HistoryPlan:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from river import linear_model, metrics, optim, preprocessing
+from bytewax.dataflow import Dataflow
+from river import datasets, linear_model, metrics, optim, preprocessing
 
-from dataflows import Csv, Event, Job, Label
+from dataflows import Csv, Event, Job, Label, Report
+from dataflows.flow import dataflow
 from features import Derived, Entity, Fields, Mean
 
 
@@ -42,7 +44,21 @@ def bikes(delay: Any = "30m", path: str = "toulouse_bikes.csv.gz") -> Job:
         model=preprocessing.StandardScaler() | linear_model.LinearRegression(optimizer=optim.SGD(0.001)),
         label=Label(field="bikes", delay=delay),
         metrics=[metrics.MAE()],
+        report=Report(period="1d"),
     )
 
 
 job = bikes()
+
+
+def downloaded() -> Job:
+    """The job over the file that river fetches and keeps in your home directory (13 MB, once)."""
+    readings = datasets.Bikes()
+    if not readings.is_downloaded:
+        readings.download(verbose=False)
+    return bikes(path=str(readings.path))
+
+
+def flow() -> Dataflow:
+    """For `python -m bytewax.run examples.bikes.job:flow`."""
+    return dataflow(job)

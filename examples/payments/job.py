@@ -60,8 +60,8 @@ def job() -> Job:
         model=compose.FuncTransformer(compared) | preprocessing.StandardScaler() | linear_model.LogisticRegression(),
         label=Label(Jsonl(DATA / "chargebacks.jsonl", Chargeback), field="fraud", horizon="7d", otherwise=False),
         metrics=[
-            metrics.ROCAUC(n_thresholds=200),
-            utils.Rolling(metrics.ROCAUC, window_size=10_000, n_thresholds=200),
+            metrics.ROCAUC(n_thresholds=50),
+            utils.Rolling(metrics.ROCAUC, window_size=10_000, n_thresholds=50),
             metrics.LogLoss(),
         ],
         report=Report(period="1d"),

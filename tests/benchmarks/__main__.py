@@ -27,6 +27,9 @@ It is the figure to look at on a busy machine: other programs stretch wall time 
 *Ratios* are taken pair by pair, loop by Millrace, run one after the other; the median is quoted. 1 is as fast as the
 loop; less is slower. What lies between the pairs' ratios is noise of the machine.
 
+*Collector as in workers* is the loop with the garbage collector set as `millrace run` sets it in its workers: the loop
+would gain from that too, and this says how much. The quoted ratio is to the loop as it stands.
+
 *Peak memory* is of the largest single process.
 
 *Steps* times the parts of `job.play` in one process, batch by batch, in processor time. *Engine* is what `millrace run`
@@ -48,7 +51,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.measure import ROOT, BenchmarkError, machine
+from tests.benchmarks.measure import ROOT, BenchmarkError, fingerprint, machine
 from tests.benchmarks.suite import ALL, Plan
 
 DATA = ROOT.parent / "shared" / "data" / "transactions.jsonl.gz"
@@ -63,6 +66,7 @@ def main() -> None:
     described = machine()
     _introduce(out, described, options)
     results: dict[str, Any] = {"machine": described, "quick": options.quick, "source": _source_name(options.data)}
+    results["code"] = fingerprint()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as scratch:
         plan = _plan(options, Path(scratch))
@@ -72,7 +76,10 @@ def main() -> None:
                 out.print(_aligned(table), "")
             # After each, so that what was measured is not lost when the next one is stopped.
             results["seconds"] = round(time.monotonic() - started, 1)
+            results["code_changed"] = fingerprint() != results["code"]
             _write(options.json, results)
+    if results["code_changed"]:
+        out.print("the code changed while it was measured: these figures are of no single version", style="yellow")
     out.print(f"{results['seconds']:.0f} s; all figures in {options.json}", soft_wrap=True, highlight=False)
 
 

@@ -6,15 +6,18 @@ started, so the process that measures must be the smallest of all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +28,8 @@ PLAIN_LOOP = Path(__file__).with_name("plain_loop.py")
 JOB = ROOT / "examples" / "fraud" / "job.py"
 START_POLL_S = 0.002
 POLL_S = 0.02
+WORKER_COLLECTOR = (50_000, 20, 20)
+"""Thresholds of the garbage collector that `dataflows.runtime.work` sets in its workers; keep the two the same."""
 
 
 class BenchmarkError(RuntimeError):
@@ -105,10 +110,19 @@ class PlainRun:
     rocauc: float
 
 
-def run_plain(source: Path, scratch: Path) -> PlainRun:
-    """The hand-written loop in a process of its own."""
+_WITH_COLLECTOR = f"""
+import gc, runpy, sys
+gc.set_threshold(*{WORKER_COLLECTOR})
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_plain(source: Path, scratch: Path, worker_collector: bool = False) -> PlainRun:
+    """The hand-written loop in a process of its own; with the interpreter's collector settings, or the workers'."""
+    program: list[str | Path] = ["-c", _WITH_COLLECTOR, PLAIN_LOOP] if worker_collector else [PLAIN_LOOP]
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
-        ended = run([sys.executable, PLAIN_LOOP, source, directory])
+        ended = run([sys.executable, *program, source, directory])
     said = json.loads(ended.stdout.splitlines()[0])
     return PlainRun(said["events"], said["seconds"], ended.wall_s, ended.cpu_s, ended.peak_mib, said["rocauc"])
 
@@ -236,9 +250,6 @@ def _steady(first: tuple[float, int] | None, last: tuple[float, int]) -> float |
 
 def _checkpoints(recovery: Path) -> int:
     """How often all workers committed: the engine counts epochs from 1, and keeps one row per commit's frontier."""
-    import sqlite3
-    from contextlib import closing
-
     frontiers: dict[int, int] = {}
     for file in recovery.glob("*.sqlite3"):
         with closing(sqlite3.connect(file)) as database:
@@ -262,6 +273,15 @@ def machine() -> dict[str, Any]:
         "versions": {name: version(name) for name in ("bytewax", "river", "msgspec", "pydantic")},
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def fingerprint() -> str:
+    """Changes when the code that is measured does, so that figures of two versions are not taken for one."""
+    digest = hashlib.sha256()
+    for package in ("features", "dataflows", "examples/fraud"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _processor() -> str:

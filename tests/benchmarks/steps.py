@@ -3,7 +3,8 @@
     python -m tests.benchmarks.steps TRANSACTIONS
 
 prints one JSON line of µs per event. Times are processor time of this process, so that a busy machine disturbs them
-little. Three runs over the same file, after a warm-up on its first lines:
+less; the garbage collector is set as in the workers of `millrace run`. Three runs over the same file, after a warm-up
+on its first lines:
 
 1. clean: `play`, encode, write; nothing is measured inside.
 2. timed: the same with a clock around each step, batch by batch (so the clock costs nothing per event).
@@ -34,6 +35,7 @@ from dataflows.learner import Learner
 from dataflows.order import Reader
 from dataflows.replay import PlainRun, inputs_of
 from dataflows.runtime import load_job, with_inputs
+from tests.benchmarks.measure import WORKER_COLLECTOR
 
 JOB = "examples/fraud/job.py"
 WARM_UP = 5_000
@@ -95,7 +97,7 @@ class Patched:
             setattr(owner, name, function)
 
     def __exit__(self, *_: object) -> None:
-        for (owner, name, _), before in zip(self._patches, self._before, strict=True):
+        for (owner, name, _function), before in zip(self._patches, self._before, strict=True):
             setattr(owner, name, before)
 
 
@@ -128,8 +130,7 @@ def timed(job: Job, target: Path) -> dict[str, float]:
     """Seconds by step, with `total`, and `gc`, which is part of the others."""
     clock = Clock()
     to_bytes = clock.around("encode", encode_all)
-    original = Publisher.publish
-    publish = clock.around("metrics", lambda *arguments: list(original(*arguments)))
+    publish = clock.around("metrics", _eagerly(Publisher.publish))
     gc.callbacks.append(clock.collecting)
     with Patched(
         (Reader, "next_batch", clock.around("decode and order", Reader.next_batch)),
@@ -169,6 +170,11 @@ def river_alone(job: Job, written: Path) -> tuple[float, float]:
     return predict, both - predict
 
 
+def _eagerly(generator: Callable[..., Any]) -> Callable[..., Any]:
+    """A generator's work done when it is called, so that the clock sees all of it."""
+    return lambda *arguments: list(generator(*arguments))
+
+
 def _calls(written: Path) -> list[tuple[dict[str, Any], Any]]:
     """What the model was asked and taught: (features, None) or (features as they were asked, label)."""
     asked: dict[Any, dict[str, Any]] = {}
@@ -185,6 +191,7 @@ def _calls(written: Path) -> list[tuple[dict[str, Any], Any]]:
 
 def measure(source: Path) -> dict[str, float]:
     """µs per event by step."""
+    gc.set_threshold(*WORKER_COLLECTOR)
     job = with_inputs(load_job(JOB), str(source), None)
     with tempfile.TemporaryDirectory() as name:
         target = Path(name) / "records.jsonl"

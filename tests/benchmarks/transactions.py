@@ -10,8 +10,8 @@ import json
 import random
 from collections.abc import Iterator
 from itertools import islice
-from typing import BinaryIO
 from pathlib import Path
+from typing import BinaryIO
 
 START_MS = 1_522_540_800_000
 """2018-04-01, the first day of the handbook's data."""

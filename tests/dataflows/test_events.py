@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import types
 import uuid
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from dataflows.connectors import Memory
+from dataflows.connectors import Csv, Memory
 from dataflows.events import (
     Event,
     Metrics,
@@ -60,6 +62,7 @@ class Unique(Event, id="key", time="ts", unit="us"):
 
 
 def refused(raw: bytes, event: type[Event] = Payment) -> Undecodable:
+    """Why bytes are no event."""
     with pytest.raises(Undecodable) as caught:
         event.decode(raw)
     return caught.value
@@ -106,7 +109,7 @@ def test_event_times_survive_the_way_to_microseconds_and_back(moment: datetime) 
     expected = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     assert to_time_us(moment) == expected
     if datetime(2, 1, 1, tzinfo=UTC) < moment < datetime(9998, 1, 1, tzinfo=UTC):
-        assert to_datetime(expected) == moment
+        assert to_datetime(expected) == moment.astimezone(UTC)  # equal moments, also where clocks are set back
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,8 @@ def test_an_event_without_its_id_is_never_one_with_the_id_none(missing: str | No
             id: int | None = None
             ts: int
     except TypeError as error:
-        assert "id" in str(error)
+        if "id" not in str(error):
+            raise
         return
     row = {"ts": 1} if missing else {"ts": 1, "id": None}
     items, refusals = read_all(Loose, [row, row])
@@ -188,7 +192,8 @@ def test_an_event_without_its_time_does_not_stop_the_reader(kind: type) -> None:
         class Timeless(Event, time="ts", unit="us"):
             ts: kind | None = None  # type: ignore[valid-type]
     except TypeError as error:
-        assert "ts" in str(error)
+        if "ts" not in str(error):
+            raise
         return
     items, refusals = read_all(Timeless, [{"ts": 1}, {}, {"ts": 2}])
     assert (len(items), len(refusals)) == (2, 1)
@@ -198,8 +203,10 @@ def test_an_event_without_its_time_does_not_stop_the_reader(kind: type) -> None:
 
 
 def declare(annotations: dict[str, Any], **keywords: Any) -> type[Event]:
+    """An event class made at run time."""
     namespace = {"__annotations__": annotations, "__module__": __name__, "__qualname__": "Wrong"}
-    return type(Event)("Wrong", (Event,), namespace, **keywords)
+    made: type[Event] = types.new_class("Wrong", (Event,), keywords, lambda body: body.update(namespace))
+    return made
 
 
 @pytest.mark.parametrize(
@@ -279,7 +286,8 @@ def test_any_bytes_decode_or_are_refused(raw: bytes) -> None:
     try:
         assert isinstance(Payment.decode(raw), Payment)
     except Undecodable as wrong:
-        assert wrong.reason in {"empty", "encoding", "not_json", "invalid"}
+        if wrong.reason not in {"empty", "encoding", "not_json", "invalid"}:
+            raise
 
 
 JSON = st.recursive(
@@ -295,7 +303,8 @@ def test_a_row_and_its_json_have_the_same_verdict(row: dict[str, Any]) -> None:
     try:
         event = Payment.from_row(row)
     except Undecodable as wrong:
-        assert wrong.reason == "invalid"
+        if wrong.reason != "invalid":
+            raise
         return
     assert Payment.decode(json.dumps(row).encode()) == event
 
@@ -325,7 +334,6 @@ def test_an_empty_csv_cell_is_missing_except_as_text() -> None:
 
 def test_an_empty_csv_cell_of_an_aliased_text_field_is_text_too(tmp_path: Any) -> None:
     """Whether a cell is text is told by the name that the header has for the field."""
-    from dataflows.connectors import Csv
 
     class Aliased(Event, time="ts", unit="s"):
         ts: int
@@ -333,10 +341,9 @@ def test_an_empty_csv_cell_of_an_aliased_text_field_is_text_too(tmp_path: Any) -
 
     file = tmp_path / "notes.csv"
     file.write_bytes(b"ts,Note\n1,\n")
-    part = Csv(file, Aliased).open("notes.csv", None, False)
-    ((_, raw),) = part.pull(9)
-    event = part.decode(raw)
-    part.close()
+    with closing(Csv(file, Aliased).open("notes.csv", None, False)) as part:
+        ((_, raw),) = part.pull(9)
+        event = part.decode(raw)
     assert isinstance(event, Aliased)
     assert event.note == ""
 
@@ -394,7 +401,8 @@ def test_records_are_one_line_of_json_each() -> None:
     assert json.loads(encode(Metrics(NOON, 1, {"MAE": None})))["values"] == {"MAE": None}
 
 
-ODD_VALUES = [2**64, -(10**40), math.nan, math.inf, Decimal("1.5"), uuid.UUID(int=1), NOON, date(2024, 1, 1), True, None]
+ODD_NUMBERS = [2**64, -(10**40), math.nan, math.inf, Decimal("1.5"), True]
+ODD_VALUES = [*ODD_NUMBERS, uuid.UUID(int=1), NOON, date(2024, 1, 1), None]
 
 
 @pytest.mark.parametrize("odd", ODD_VALUES)
@@ -422,7 +430,10 @@ def test_integers_too_long_for_python_to_print_are_written() -> None:
     assert encode(Prediction(1, NOON, {"long": 10**5000}, 0.5, "M", 0)).endswith(b"\n")
 
 
-@given(st.recursive(st.none() | st.integers() | st.floats() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
+ANYTHING = st.none() | st.integers() | st.floats() | st.text()
+
+
+@given(st.recursive(ANYTHING, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_any_features_are_written_as_valid_json(value: Any) -> None:
     """Whatever numbers and texts come, the line is JSON that a strict parser reads."""
 

@@ -39,10 +39,12 @@ Input = tuple[int, Source]
 
 
 def row(t: int, id: int = 0) -> Row:
+    """An event as a dict."""
     return {"id": id, "t": t}
 
 
 def memory(name: str, rows: Iterable[Row], kind: int = EVENT, event: type[Event] = Ping) -> Input:
+    """An input in memory."""
     return kind, Memory(event=event, items=list(rows), name=name)
 
 
@@ -74,6 +76,7 @@ def items(taken: Iterable[Batch]) -> tuple[list[Any], list[Any]]:
 
 
 def read(inputs: Sequence[Input], time: Time | None = None, **options: Any) -> list[Batch]:
+    """All batches of inputs."""
     return batches(Reader(inputs, time or Time(), **options))
 
 
@@ -169,7 +172,7 @@ def test_the_batch_size_changes_neither_order_nor_verdicts(
         taken = batches(reader)
         seen.append((keys(taken), [r for b in taken for r in b.rejects], reader.counts, reader.watermark))
     assert seen[0] == seen[1]
-    assert sum(map(len, seen[0][:2])) == len(rows), "accepted + rejected = read"
+    assert len(seen[0][0]) + len(seen[0][1]) == len(rows), "accepted + rejected = read"
 
 
 # -- watermarks, as transcripts
@@ -307,7 +310,9 @@ def test_an_idle_partition_is_written_to_the_order_log(tmp_path: Path) -> None:
     time = Time(idle=0.03)
     (tmp_path / "a").write_text(json.dumps(row(1)) + "\n" + json.dumps(row(2, 1)) + "\n")
     reader = Reader(inputs, time, linger=0, follow=True, log=OrderLog(tmp_path / "log"))
-    live = [b for b in [reader.next_batch(), wall.sleep(0.05), reader.next_batch()] if b]
+    first = reader.next_batch()
+    wall.sleep(0.05)
+    live = [b for b in (first, reader.next_batch()) if b]
     reader.close()
     assert keys(live) == [(1, EVENT, 0)]
     assert ["b", 0] in json.loads((tmp_path / "log").read_text().splitlines()[0])[1]
@@ -474,7 +479,7 @@ def test_a_replay_of_the_order_log_forms_the_same_batches(
         assert keys([*again, *batches(resumed)]) == keys(batches(straight))
 
 
-@pytest.fixture()
+@pytest.fixture
 def logged(tmp_path: Path) -> Iterator[Files]:
     """A run of six events in batches of two, with its log."""
     case = HELD_BACK | {"a": [(t, t) for t in range(6)], "lateness": 0, "batch_size": 2}
@@ -537,9 +542,9 @@ def test_an_input_that_was_replaced_since_is_refused(logged: Files) -> None:
 def test_a_partition_that_is_gone_is_refused(logged: Files) -> None:
     """Both a checkpoint and a log entry name the partition that they miss."""
     inputs: list[Input] = [(EVENT, Jsonl(logged.directory / "a", Ping)), (LABEL, Jsonl(logged.directory / "b", Ping))]
-    with closing(Reader(inputs, logged.time, log=OrderLog(logged.log))) as reader:
-        with pytest.raises(OrderLogError, match=r"partition 'labels' of batch 1 is gone.*Hint"):
-            batches(reader)
+    reader = Reader(inputs, logged.time, log=OrderLog(logged.log))
+    with closing(reader), pytest.raises(OrderLogError, match=r"partition 'labels' of batch 1 is gone.*Hint"):
+        batches(reader)
     state = logged.reader(log=False).snapshot()
     with pytest.raises(OrderLogError, match=r"gone: a, labels.*Hint"):
         Reader([memory("b", [])], logged.time, state=state)

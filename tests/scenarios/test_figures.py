@@ -6,10 +6,11 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from river import anomaly, datasets, evaluate, metrics, preprocessing, stream
@@ -101,6 +102,7 @@ def numbered_attacks(packed: Path, path: Path, begin: int, end: int | None) -> N
 
 def river_on_attacks(path: Path) -> float:
     """What river's own loop says of the same rows."""
+    fields: dict[Hashable, Callable[[Any], Any]]
     fields = {"duration": float, "src_bytes": float, "dst_bytes": float, "service": int}
     rows = stream.iter_csv(str(path), target="service", converters=fields, drop=["i"])
     model = preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(seed=42)

@@ -1,0 +1,1 @@
+"""Suites that every part of a kind must pass."""
