@@ -214,9 +214,11 @@ class Admit:
         self._oldest: int = state.get("oldest", 1)
         self._waiting: dict[Hashable, tuple[int, ...]] = state.get("waiting", {})
         self._due: list[tuple[int, int]] = state.get("due", [])
-        self._early: dict[Hashable, tuple[Any, int, str, Raw]] = state.get("early", {})
+        self._early: dict[Hashable, tuple[Any, int, str, Raw, int]] = state.get("early", {})
         self._early_order: deque[tuple[int, Hashable]] = state.get("early_order", deque())
-        self._targets: dict[Any, deque[tuple[int, int]]] = state.get("targets", {})
+        self._targets: dict[Any, list[tuple[int, int]]] = state.get("targets", {})
+        self._models: set[Any] = state.get("models", set())
+        self._max_models = job.max_models
 
     def __len__(self) -> int:
         """Open questions."""
@@ -242,6 +244,7 @@ class Admit:
             "early": self._early,
             "early_order": self._early_order,
             "targets": self._targets,
+            "models": self._models,
         }
 
     def admit(self, batch: Batch) -> Work:
@@ -288,6 +291,11 @@ class Admit:
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises spoils its event, not the job
             self._reject("function_error", f"{type(error).__name__}: {error}", item, work)
             return
+        if self._per is not None and key not in self._models:
+            if len(self._models) >= self._max_models:
+                self._reject("too_many_models", f"there are {self._max_models}, none for {key!r}", item, work)
+                return
+            self._models.add(key)
         if self._has_ids and self._ids.add(id, None):
             self.counts["ids_forgotten"] += 1
         if self._target_key is not None:
@@ -365,6 +373,8 @@ class Admit:
         expires = None if label.horizon is None else time + label.horizon + 1
         if self._kind == "field":
             self._await_field(row[label.field], seq, time, delay, group, rows, expires, work)
+            if len(self._open) > label.max_open:
+                self._push_out_oldest(work)
             return
         match = self._match_event(row, id, time) if self._kind == "stream" else None
         self._open[seq] = (group, rows, match, NO_LABEL)
@@ -399,7 +409,7 @@ class Admit:
         assert self._target_key is not None
         key = self._target_key(row)
         if key is not None:
-            self._targets.setdefault(key, deque()).append((time + self._label.after, seq))
+            heapq.heappush(self._targets.setdefault(key, []), (time + self._label.after, seq))
 
     def _answer_targets(self, row: dict[str, Any], time: int, work: Work) -> None:
         """This event is the later event that earlier questions of its entity waited for."""
@@ -410,14 +420,14 @@ class Admit:
         if waiting is None or value is None:
             return
         while waiting and waiting[0][0] <= time:
-            _, seq = waiting.popleft()
+            _, seq = heapq.heappop(waiting)
             if seq in self._open:
                 self._answer(seq, value, time, False, work)
         if not waiting:
             del self._targets[key]
 
     def _answer_early(self, match: Hashable, seq: int, time: int, work: Work) -> None:
-        value, label_time, _, _ = self._early.pop(match)
+        value, label_time, _, _, _ = self._early.pop(match)
         self.counts["early_labels"] += 1
         if self._label.revisions == "last":
             self._revise(seq, value)
@@ -435,7 +445,10 @@ class Admit:
         while self._oldest not in self._open:
             self._oldest += 1
         self.counts["open_over_bound"] += 1
-        self._expire(self._oldest, self._clock, work)
+        if self._kind == "field":  # its label is known already, but not yet to be told
+            self._expire(self._oldest, self._clock, work)
+        else:
+            self._fall_due(self._oldest, self._clock, work)
 
     # -- labels that come
 
@@ -478,9 +491,11 @@ class Admit:
             self._keep_early(match, value, item, work)
 
     def _keep_early(self, match: Hashable, value: Any, item: Item, work: Work) -> None:
-        if match not in self._early:
-            self._early_order.append((item[0], match))
-        self._early[match] = (value, item[0], f"{item[3]}:{item[4]}", item[6])
+        before = self._early.get(match)
+        queued = item[0] if before is None else before[4]
+        if before is None:
+            self._early_order.append((queued, match))
+        self._early[match] = (value, item[0], f"{item[3]}:{item[4]}", item[6], queued)
         while len(self._early) > self._label.max_early:
             self._orphan(*self._early_order.popleft(), work)
 
@@ -491,7 +506,7 @@ class Admit:
 
     def _orphan(self, time: int, match: Hashable, work: Work) -> None:
         kept = self._early.get(match)
-        if kept is None or kept[1] != time:
+        if kept is None or kept[4] != time:
             return  # its question came meanwhile
         del self._early[match]
         self.counts["rejected_by_admit"] += 1
@@ -533,17 +548,22 @@ class Admit:
                 work.features[where] = [row]
         self._tell(work, group, (ANSWER, work.operations, seq, label, moment, assumed))
         if match is not None:
-            self._close(match, None if assumed else (label,))
+            self._close(match, seq, None if assumed else (label,))
 
     def _discard(self, seq: int, work: Work) -> None:
         group, _, match, _ = self._open.pop(seq)
         self._tell(work, group, (DISCARDED, work.operations, seq))
         if match is not None:
-            self._close(match, None)
+            self._close(match, seq, None)
 
-    def _close(self, match: Hashable, label: tuple[Any] | None) -> None:
-        self._waiting.pop(match, None)
-        self._closed.add(match, label)
+    def _close(self, match: Hashable, seq: int, label: tuple[Any] | None) -> None:
+        """The question waits no longer; others that a label names the same way still may."""
+        left = tuple(other for other in self._waiting.get(match, ()) if other != seq)
+        if left:
+            self._waiting[match] = left
+        else:
+            self._waiting.pop(match, None)
+            self._closed.add(match, label)
 
     def _finish(self, work: Work) -> None:
         """The end of input: what is open is revealed or expires; labels without a question are orphans."""
@@ -572,12 +592,15 @@ def _matchers(job: Job) -> tuple[Callable[[dict[str, Any], EventId, int], Hashab
     if label.on is None or label.at is None:
         return (lambda row, id, time: id), (lambda event, id: id)
     names, at = label.on, label.at
+    scale = job.events.event.time_scale
 
     def of_event(row: dict[str, Any], id: EventId, time: int) -> Hashable:
         return (*[row[n] for n in names], time)
 
     def of_label(event: Any, id: Any) -> Hashable:
-        return (*[getattr(event, n) for n in names], to_time_us(getattr(event, at)))
+        asked_at = getattr(event, at)
+        time = round(asked_at * scale) if isinstance(asked_at, int | float) and scale else to_time_us(asked_at)
+        return (*[getattr(event, n) for n in names], time)
 
     return of_event, of_label
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -19,7 +20,7 @@ from dataflows.connectors import Stdin, Stdout
 from dataflows.evaluate import metric_name
 from dataflows.events import Metrics, to_datetime
 from dataflows.job import KINDS, Job, JobError, Label
-from dataflows.order import OrderLogError
+from dataflows.order import InputError, OrderLogError
 from dataflows.runtime import Launcher, RunError, load_job, with_inputs
 from features.spec import Entity, duration_text
 
@@ -146,7 +147,7 @@ def with_delay(job: Job, delay: str | None) -> Job:
             "they are revealed when they were"
         )
     named = {k: getattr(job.label, k) for k in ("field", "horizon", "otherwise", "revisions", "max_open")}
-    return job.model_copy(update={"label": Label(delay=delay, **named)})
+    return job.changed(label=Label(delay=delay, **named))
 
 
 @app.command()
@@ -159,10 +160,15 @@ def check(job: JobArgument, data: Data = None, labels: Labels = None) -> None:
 
 
 def require_inputs(job: Job) -> None:
-    """Raises FileNotFoundError for a declared file that is not there, before anything is started or written."""
+    """Raises FileNotFoundError or InputError for files that cannot be read, before anything is started or written."""
+    seen: set[str] = set()
     for source in (job.events, job.label.source):
-        if source is not None:
-            source.names()
+        for name in source.names() if source is not None else ():
+            if name in seen:
+                raise InputError(f"two inputs are named {name!r}. Hint: give the files different names")
+            seen.add(name)
+            if source is not None and not isinstance(source, Stdin):
+                source.open(name, None, False).close()
 
 
 def drawing(job: Job) -> Tree:
@@ -283,6 +289,10 @@ def main() -> None:
     """The command's entry point: errors of ours are one message and exit code 1, not a traceback."""
     try:
         app()
-    except (JobError, RunError, OrderLogError, FileNotFoundError) as error:
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()[:3])
+        errors.print(f"millrace: {error.title}: {faults}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except (JobError, RunError, InputError, OrderLogError, OSError) as error:
         errors.print(f"millrace: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -114,13 +114,20 @@ class Event(BaseModel):
         cls.time_field = time if time is not None else cls.time_field
         cls._check_id()
         cls._check_time(unit)
-        cls.text_fields = frozenset(n for n, f in cls.model_fields.items() if str in plain_types(f.annotation))
+        cls.text_fields = frozenset(
+            name
+            for field_name, field in cls.model_fields.items()
+            if str in plain_types(field.annotation)
+            for name in (field_name, field.alias)
+            if name is not None
+        )
 
     @classmethod
     def _check_id(cls) -> None:
         if cls.id_field is None:
             return
         kinds = plain_types(cls._annotation("id", cls.id_field))
+        cls._refuse_missing(cls.id_field, "id")
         if len(kinds) != 1 or not kinds <= {int, str, UUID}:
             raise TypeError(
                 f"{cls.__name__}: id field {cls.id_field!r} is {_names(kinds)}; an id is one of int, str, UUID"
@@ -131,6 +138,9 @@ class Event(BaseModel):
         if cls.time_field is None:
             raise TypeError(f"{cls.__name__} names no event time. Hint: class {cls.__name__}(Event, time='FIELD')")
         kinds = plain_types(cls._annotation("time", cls.time_field))
+        cls._refuse_missing(cls.time_field, "time")
+        if unit is not None and unit not in UNITS:
+            raise TypeError(f"{cls.__name__}: unit {unit!r} is not one of 's', 'ms', 'us'")
         if kinds <= {datetime}:
             cls.time_scale = None
         elif len(kinds) == 1 and kinds <= {int, float}:
@@ -145,6 +155,11 @@ class Event(BaseModel):
             raise TypeError(
                 f"{cls.__name__}: time field {cls.time_field!r} is {_names(kinds)}; use datetime, int or float"
             )
+
+    @classmethod
+    def _refuse_missing(cls, name: str, role: str) -> None:
+        if type(None) in get_args(cls.model_fields[name].annotation):
+            raise TypeError(f"{cls.__name__}: {role} field {name!r} may be None; every event needs its {role}")
 
     @classmethod
     def _annotation(cls, role: str, name: str) -> Any:
@@ -345,7 +360,7 @@ def encode(record: Any) -> bytes:
     """
     try:
         return _encode(record) + b"\n"
-    except (OverflowError, TypeError):  # integers beyond 64 bits, keys that are not text
+    except (OverflowError, TypeError, ValueError):  # integers beyond 64 bits, odd keys, lone surrogates
         return json.dumps(_plain(record)).encode() + b"\n"
 
 
@@ -357,7 +372,7 @@ def encode_lines(records: list[Any]) -> bytes:
     """
     try:
         return _encoder.encode_lines(records)
-    except (OverflowError, TypeError):
+    except (OverflowError, TypeError, ValueError):
         return b"".join([encode(record) for record in records])
 
 
@@ -373,4 +388,6 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 10_000:
+        return hex(value)  # Python refuses to write so many digits
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)

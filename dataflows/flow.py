@@ -111,8 +111,7 @@ def dataflow(job: Job, settings: Settings | None = None) -> Dataflow:
     flow = Dataflow(job.name)
     works = op.input("read", flow, ReadSource(job, settings, directory, control))
     gathered = [op.flat_map_batch("questions", works, _heads)]
-    for index, entity in enumerate(job.entities):
-        name = entity.label
+    for index, name in enumerate(entity_step_names(job)):
         bundles = op.flat_map_batch(f"rows_{name}", works, _bundles_of(index))
         answered = op.stateful_batch(f"features_{name}", bundles, _build(FeatureStep, job, index))
         gathered.append(op.flat_map_batch(f"columns_{name}", answered, _rekey))
@@ -123,6 +122,19 @@ def dataflow(job: Job, settings: Settings | None = None) -> Dataflow:
     sinks = output_sinks(job, directory)
     op.output("write", op.flat_map_batch("lines", published, _rekey), FilesSink(sinks, settings.resume))
     return flow
+
+
+def entity_step_names(job: Job) -> list[str]:
+    """A name for each Entity declaration, from its key; told apart by what it observes, then by number.
+
+    The engine keeps state by these names, so they must be unique and must not change by themselves.
+    """
+    names: list[str] = []
+    for entity in job.entities:
+        options = [entity.label, f"{entity.label}_of_{entity.of}"]
+        options += [f"{options[1]}_{number}" for number in range(2, len(job.entities) + 2)]
+        names.append(next(option for option in options if option not in names))
+    return names
 
 
 def _build(step: Callable[..., Any], *arguments: Any) -> Callable[[Any], Any]:
@@ -295,8 +307,10 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
     def __init__(self, job: Job, settings: Settings, directory: Path, control: Control, state: bytes | None) -> None:
         reader_state, admit_state = pickle.loads(state) if state is not None else (None, None)
         log_file = directory / "state" / "order.log"
-        if state is None and not settings.resume:
-            log_file.unlink(missing_ok=True)
+        if not settings.resume:
+            _refuse_launched_state(directory)
+            if state is None:
+                log_file.unlink(missing_ok=True)
         self._control = control
         self._in_flight = settings.in_flight
         self._reader = Reader(
@@ -310,7 +324,7 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
         )
         self._admit = Admit(job, settings.groups, admit_state)
         self._pause: float = 0.0
-        control.restart(self._reader.number)
+        control.published = self._reader.number
 
     def next_batch(self) -> list[Work]:
         if self._control.stopping or self._reader.finished:
@@ -345,6 +359,14 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
 
     def close(self) -> None:
         self._reader.close()
+
+
+def _refuse_launched_state(directory: Path) -> None:
+    """The engine's own runner knows nothing of the launcher's checks, so it may not touch what a launcher keeps."""
+    if (directory / "state" / "recovery").exists():
+        raise RuntimeError(
+            f"{directory} holds the state of a `millrace run`. Hint: go on with `millrace run`, or move it away"
+        )
 
 
 class FeatureStep(StatefulBatchLogic[Bundle, tuple[str, Part], bytes]):
@@ -521,9 +543,9 @@ class Control:
                 file.truncate(16)
             self._map = mmap.mmap(file.fileno(), 16)
 
-    def restart(self, number: int) -> None:
-        """Begin at a batch; forget an old wish to stop."""
-        self._map[:] = struct.pack("<qq", number, 0)
+    def restart(self) -> None:
+        """Forget an old wish to stop; before any process of a run is started."""
+        self._map[8] = 0
 
     @property
     def published(self) -> int:

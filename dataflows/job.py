@@ -10,10 +10,12 @@ import pickle
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from river import base, metrics, utils
 
 from dataflows.events import Event, Record, plain_types
@@ -22,8 +24,21 @@ from features.lookup import Lookup
 from features.spec import Derived, Entity, Fields, duration, duration_text
 
 
-class JobError(ValueError):
-    """A declaration that cannot run: what is wrong, the value, and a hint."""
+class JobError(Exception):
+    """A declaration that cannot run: what is wrong, the value, and a hint.
+
+    No ValueError, because pydantic would wrap it in a ValidationError and hide the hint among other lines.
+    """
+
+
+@contextmanager
+def _faults_of(what: str) -> Iterator[None]:
+    """Turns pydantic's list of faults into one message."""
+    try:
+        yield
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3]]
+        raise JobError(f"{what}: {'; '.join(faults)}") from None
 
 
 class _Discard:
@@ -145,7 +160,8 @@ class Label(BaseModel):
         for name in ("by", "on"):
             if isinstance(named.get(name), str):
                 named[name] = (named[name],)
-        super().__init__(source=source, **named)
+        with _faults_of("Label"):
+            super().__init__(source=source, **named)
 
     @property
     def kind(self) -> Literal["stream", "field", "later"]:
@@ -279,7 +295,8 @@ class Job(BaseModel):
     def __init__(self, **named: Any) -> None:
         if isinstance(named.get("per"), str):
             named["per"] = (named["per"],)
-        super().__init__(**named)
+        with _faults_of("Job"):
+            super().__init__(**named)
 
     def model_post_init(self, _: Any) -> None:
         if not _NAME.fullmatch(self.name):
@@ -323,6 +340,10 @@ class Job(BaseModel):
         safe = {float, bool}
         return frozenset(n for n, f in fields.items() if n not in derived and plain_types(f.annotation) <= safe)
 
+    def changed(self, **parts: Any) -> Job:
+        """The job with some parts replaced, checked again as a whole."""
+        return Job(**{name: getattr(self, name) for name in type(self).model_fields} | parts)
+
     def play(self, events: Any = None, labels: Any = None) -> Iterator[Record]:
         """Run in plain Python, without an engine: an iterator of Predictions, Outcomes, Metrics and Rejects.
 
@@ -349,11 +370,25 @@ class Job(BaseModel):
         _require(self.label.by or (), known, f"Label by={self.label.by}", event)
         _require([self.label.field], set(self.label_class.model_fields), "Label field", self.label_class)
         if isinstance(self.label.delay, str):
-            _require([self.label.delay], set(event.model_fields), "Label delay (no duration)", event)
+            self._check_delay_field(self.label.delay)
         if self.label.kind == "stream":
             self._check_match()
         elif self.label.kind == "field":
             self._check_leaks()
+
+    def _check_delay_field(self, name: str) -> None:
+        event = self.events.event
+        if name not in event.model_fields:
+            raise JobError(
+                f"Job: Label delay={name!r} is neither a duration nor a field of {event.__name__}. "
+                "Hint: '7d', '30m', '90s', a timedelta, or a field that holds one"
+            )
+        kinds = plain_types(event.model_fields[name].annotation)
+        if not kinds <= {int, str, timedelta}:
+            raise JobError(
+                f"Job: Label delay={name!r}: the field holds no duration (text such as '7d', a timedelta, or an int of "
+                "microseconds). Hint: delay=lambda event: timedelta(seconds=event.seconds)"
+            )
 
     def _check_leaks(self) -> None:
         """Nothing from the future: the field that will be the label is not there yet when the question is asked."""
@@ -361,6 +396,8 @@ class Job(BaseModel):
             used: set[str] = set()
             if isinstance(feature, Fields):
                 used = set(feature.names)
+            elif isinstance(feature, Lookup):
+                used = {feature.key}
             elif isinstance(feature, Entity):
                 used = set(feature.key) | (set(feature.columns) if feature.of == "events" else set())
             if self.label.field in used:
@@ -368,6 +405,8 @@ class Job(BaseModel):
                     f"Job: {self.label.field!r} is the label, known only after the question, so no feature may read "
                     "it from the event. Hint: Entity(..., of='labels') sees labels once they are revealed"
                 )
+        if self.label.field in (self.per or ()):
+            raise JobError(f"Job: per={self.per} names the label, which nobody knows when the question is asked")
 
     def _check_match(self) -> None:
         event, label = self.events.event, self.label_class
@@ -381,6 +420,12 @@ class Job(BaseModel):
         _require(self.label.on, set(label.model_fields), f"Label on={self.label.on}", label)
         _require(self.label.on, set(event.model_fields), f"Label on={self.label.on}", event)
         _require([self.label.at or ""], set(label.model_fields), f"Label at={self.label.at!r}", label)
+        kinds = plain_types(label.model_fields[self.label.at or ""].annotation)
+        if kinds != {datetime} and not (kinds <= {int, float} and event.time_scale is not None):
+            raise JobError(
+                f"Job: Label at={self.label.at!r} must hold the event time of {event.__name__}: a datetime, "
+                "or a number where its time is one (then in the same unit)"
+            )
 
     def _check_names(self) -> None:
         seen: set[str] = set()
@@ -398,6 +443,16 @@ class Job(BaseModel):
                 raise JobError(f"Job: metrics hold {metric!r}, which is no river metric. Hint: metrics.ROCAUC()")
             if not inner.works_with(self.model):
                 raise JobError(f"Job: {type(inner).__name__} cannot measure a {self.model_name}")
+            if not _gives_number(metric):
+                raise JobError(f"Job: {type(inner).__name__} gives no number to report. Hint: metrics.ROCAUC()")
+
+
+def _gives_number(metric: Any) -> bool:
+    try:
+        float(pickle.loads(pickle.dumps(metric)).get())
+    except (TypeError, ValueError, NotImplementedError, AttributeError):
+        return False
+    return True
 
 
 def final_step(model: Any) -> Any:

@@ -58,7 +58,6 @@ class Learner:
         self._model_name = job.model_name
         self._prototype = pickle.dumps(job.model, 5)
         self._supervised: bool = job.model._supervised
-        self._max_models = job.max_models
         self._method, gives_distribution = _question_method(job)
         self._shows_probability = gives_distribution and job.binary
         self.counts: Counter[str] = Counter()
@@ -107,10 +106,6 @@ class Learner:
         if self._arrange is not None:
             values = self._arrange(values)
         model = self._models.get(key) or self._create(key)
-        if model is None:
-            full = f"there are {self._max_models} models already, none for {key!r}"
-            self._fail("too_many_models", full, id, to_datetime(time), values, position, said)
-            return
         x = features = dict(zip(self._names, values, strict=True))
         kept: Any = values  # what it learns from later; a tuple takes a quarter of the memory of a dict
         if None in values:
@@ -158,9 +153,7 @@ class Learner:
         model.version += 1
         return True
 
-    def _create(self, key: Any) -> _Model | None:
-        if len(self._models) >= self._max_models:
-            return None
+    def _create(self, key: Any) -> _Model:
         # A pickle round trip first, so that a model behaves the same before and after a checkpoint.
         name = self._model_name if self._per is None else f"{self._model_name}/{_key_text(self._per, key)}"
         model = self._models[key] = _Model(pickle.loads(self._prototype), name, 0, self._method)

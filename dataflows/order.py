@@ -130,6 +130,10 @@ class Source(BaseModel):
         raise NotImplementedError
 
 
+class InputError(RuntimeError):
+    """An input that cannot be read as it is declared."""
+
+
 class OrderLogError(RuntimeError):
     """The order log or an input no longer agrees with the checkpoint."""
 
@@ -223,13 +227,14 @@ class _Decoded:
 class _Lane:
     """A partition with what the reader knows of it."""
 
-    __slots__ = ("kind", "part", "newest", "silent", "heard_at", "head", "head_position")
+    __slots__ = ("kind", "part", "newest", "silent", "done", "heard_at", "head", "head_position")
 
-    def __init__(self, kind: int, part: Partition, newest: int | None, silent: bool) -> None:
+    def __init__(self, kind: int, part: Partition, newest: int | None, silent: bool, done: bool) -> None:
         self.kind = kind
         self.part = part
         self.newest = newest
         self.silent = silent  # idle or at its end: holds no watermark back until it speaks again
+        self.done = done  # its end was noted; decided by what is logged, so a replay knows it too
         self.heard_at = wall.monotonic()
         self.head: _Decoded | None = None  # pulled to see its time, not taken yet
         self.head_position: Any = None
@@ -336,7 +341,7 @@ class Reader:
             "newest": self.newest,
             "counts": dict(self.counts),
             "ended": self._ended,
-            "lanes": {n: (lane.position(), lane.newest, lane.silent) for n, lane in self._lanes.items()},
+            "lanes": {n: (lane.position(), lane.newest, lane.silent, lane.done) for n, lane in self._lanes.items()},
             "buffer": [_kept(item) for item in self._buffer],
             "ready": [_kept(item) for item in self._ready],
         }
@@ -395,11 +400,11 @@ class Reader:
         """Judge, by the wall clock and once, whether a lane is idle; notice its end."""
         if heard:
             lane.heard_at = wall.monotonic()
-        if lane.silent:
+        if lane.done:
             return
         if lane.ended:
             self._silence(lane, DONE)
-        elif not heard and wall.monotonic() - lane.heard_at > self._time.idle:
+        elif not lane.silent and not heard and wall.monotonic() - lane.heard_at > self._time.idle:
             self._silence(lane, IDLE)
 
     def _lingered(self, now: float) -> bool:
@@ -408,10 +413,7 @@ class Reader:
         return now - self._waiting_since >= self._linger
 
     def _at_end(self) -> bool:
-        if not all(lane.ended for lane in self._lanes.values()):
-            return False
-        self._release(None)
-        return True
+        return all(lane.ended for lane in self._lanes.values())
 
     def _take(self, count: int, end: bool) -> Batch:
         self.number += 1
@@ -431,8 +433,6 @@ class Reader:
             if name not in self._lanes:
                 raise OrderLogError(f"partition {name!r} of batch {entry.number} is gone. Hint: put the file back")
             self._pull_logged(self._lanes[name], count, entry.number)
-        if entry.end:
-            self._release(None)
         if len(self._ready) < entry.count:
             raise OrderLogError(
                 f"batch {entry.number} had {entry.count} items, but the inputs now give {len(self._ready)}: "
@@ -472,7 +472,7 @@ class Reader:
         return len(records)
 
     def _note_pull(self, lane: _Lane, count: int) -> None:
-        lane.silent = False
+        lane.silent = lane.done = False
         self.counts["read"] += count
         pulls = self._pulls
         if pulls and pulls[-1][0] == lane.part.name and pulls[-1][1] > 0:
@@ -484,6 +484,10 @@ class Reader:
         lane.silent = True
         self._pulls.append((lane.part.name, why))
         self._advance()
+        if why == DONE:
+            lane.done = True
+            if all(lane.done for lane in self._lanes.values()):
+                self._release(None)
 
     def _take_in(self, lane: _Lane, record: _Decoded) -> None:
         event = record.event
@@ -579,23 +583,35 @@ def raw_bytes(raw: Raw) -> bytes:
     """A record as bytes: as read, or as JSON for objects given in memory."""
     if isinstance(raw, bytes):
         return raw
-    return encode(raw.model_dump(mode="json") if isinstance(raw, Event) else raw)[:-1]
+    return encode(dict(raw) if isinstance(raw, Event) else raw)[:-1]
 
 
 def _open_lanes(
-    inputs: Iterable[tuple[int, Source]], follow: bool, saved: dict[str, tuple[Any, int | None, bool]]
+    inputs: Iterable[tuple[int, Source]], follow: bool, saved: dict[str, tuple[Any, int | None, bool, bool]]
 ) -> dict[str, _Lane]:
     lanes: dict[str, _Lane] = {}
     for kind, source in inputs:
         for name in source.names():
             if name in lanes:
-                raise ValueError(f"two inputs are named {name!r}. Hint: give the files different names")
-            position, newest, silent = saved.get(name, (None, None, False))
-            lanes[name] = _Lane(kind, source.open(name, position, follow), newest, silent)
+                _close_all(lanes)
+                raise InputError(f"two inputs are named {name!r}. Hint: give the files different names")
+            position, newest, silent, done = saved.get(name, (None, None, False, False))
+            try:
+                part = source.open(name, position, follow)
+            except BaseException:
+                _close_all(lanes)
+                raise
+            lanes[name] = _Lane(kind, part, newest, silent, done)
     gone = sorted(set(saved) - set(lanes))
     if gone:
+        _close_all(lanes)
         raise OrderLogError(f"inputs of the checkpoint are gone: {', '.join(gone)}. Hint: put them back")
     return lanes
+
+
+def _close_all(lanes: dict[str, _Lane]) -> None:
+    for lane in lanes.values():
+        lane.part.close()
 
 
 def _kept(item: Item) -> tuple[int, str, int, Raw]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -25,8 +26,10 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from dataflows.connectors import Stdin
+from dataflows.evaluate import metric_name
 from dataflows.job import KINDS, Job, JobError
 
 HASH_SEED = "0"
@@ -45,7 +48,9 @@ def load_job(reference: str) -> Job:
     place, _, name = reference.partition(":")
     name = name or "job"
     path = Path(place)
-    if path.suffix == ".py" or path.is_file():
+    if path.is_file() and path.suffix != ".py":
+        raise JobError(f"{path} is no job file. Hint: a job is declared in a .py file; data goes to --data")
+    if path.suffix == ".py":
         module = _load_file(path)
     else:
         sys.path.insert(0, str(Path.cwd()))
@@ -74,7 +79,28 @@ def _load_file(path: Path) -> Any:
         root = root.parent
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    return importlib.import_module(".".join(parts))
+    name = ".".join(parts)
+    found = importlib.util.find_spec(name) if name not in sys.modules else sys.modules[name].__spec__
+    if found is not None and found.origin is not None and Path(found.origin).resolve() == path:
+        return importlib.import_module(name)
+    return _load_under_own_name(path)
+
+
+def _load_under_own_name(path: Path) -> Any:
+    """A job file whose name another module has: statistics.py, or a second job.py in this process."""
+    name = f"{path.stem}_{crc32(str(path).encode()):08x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise JobError(f"{path} cannot be imported")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 # -- a worker
@@ -120,16 +146,16 @@ def with_inputs(job: Job, data: str | None, labels: str | None) -> Job:
     Raises `JobError` where there are no files to change.
     """
     if data == "-":
-        job = job.model_copy(update={"events": Stdin(job.events.event)})
+        job = job.changed(events=Stdin(job.events.event))
     elif data is not None:
         if not hasattr(job.events, "at"):
             raise JobError(f"--data: the events of {job.name} come from {type(job.events).__name__}, not from a file")
-        job = job.model_copy(update={"events": job.events.at(data)})
+        job = job.changed(events=job.events.at(data))
     if labels is not None:
         if job.label.source is None or not hasattr(job.label.source, "at"):
             raise JobError(f"--labels: the labels of {job.name} do not come from a file")
         label = job.label.model_copy(update={"source": job.label.source.at(labels)})
-        job = job.model_copy(update={"label": label})
+        job = job.changed(label=label)
     return job
 
 
@@ -181,9 +207,9 @@ class Launcher:
         lock = lock_state(self._state)
         try:
             self._prepare()
-            self._start(lock)
             before = [signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)]
             try:
+                self._start(lock)
                 self._watch(show)
             finally:
                 self._kill()
@@ -209,25 +235,46 @@ class Launcher:
     def _prepare(self) -> None:
         from bytewax.recovery import init_db_dir
 
-        kept = self._state / "groups"
-        groups = str(self._settings.groups)
-        if kept.exists() and kept.read_text() != groups:
-            raise RunError(
-                f"the state in {self._state} has {kept.read_text()} key groups, not {groups}. "
-                f"Hint: --groups {kept.read_text()}, or --fresh to start anew"
-            )
-        kept.write_text(groups)
+        from dataflows.flow import Control
+
+        Control(self._state / "control").restart()
         recovery = self._state / "recovery"
+        made_for = self._state / "job.json"
         if not any(recovery.glob("*.sqlite3")):
             self._refuse_foreign_outputs()
             recovery.mkdir(exist_ok=True)
             init_db_dir(recovery, 1)
-        elif isinstance(self._job.events, Stdin):
+            made_for.write_text(json.dumps(self._fingerprint(), indent=1))
+            return
+        self._compare(json.loads(made_for.read_text()))
+        if isinstance(self._job.events, Stdin):
             raise RunError(
                 f"standard input cannot be read again, so the run in {self.directory} cannot go on. Hint: --fresh"
             )
-        else:
-            remove_stale_snapshots(recovery)
+        remove_stale_snapshots(recovery)
+
+    def _fingerprint(self) -> dict[str, str]:
+        """What the state depends on, part by part, as text to compare and to show."""
+        job = self._job
+        return {
+            "name": job.name,
+            "features": ", ".join(job.feature_names),
+            "model": repr(job.model),
+            "per": repr(job.per),
+            "label": repr(job.label.model_copy(update={"source": None, "delay": None})),
+            "metrics": ", ".join(metric_name(metric) for metric in job.metrics),
+            "time": repr(job.time),
+            "key groups": str(self._settings.groups),
+        }
+
+    def _compare(self, kept: dict[str, str]) -> None:
+        for part, now in self._fingerprint().items():
+            before = kept.get(part)
+            if before != now:
+                raise RunError(
+                    f"the state in {self._state} was made with other {part}: {before!r}, now {now!r}. "
+                    "Hint: undo the change, --fresh to start anew, or another --directory"
+                )
 
     def _refuse_foreign_outputs(self) -> None:
         """A new run begins its outputs anew; what lies there without a state is somebody's, so ask."""

@@ -17,12 +17,13 @@ from pydantic import BaseModel
 
 from dataflows.events import Event, Undecodable, csv_fields, csv_row
 from dataflows.job import Sink, SinkWriter
-from dataflows.order import Partition, Raw, Source
+from dataflows.order import InputError, Partition, Raw, Source
 
 MAX_RECORD_BYTES = 1 << 20
 """A longer record is rejected as `too_long`; of its bytes this many are kept."""
 
 _READ_BYTES = 1 << 18
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Position(NamedTuple):
@@ -173,18 +174,22 @@ class _LinePartition(Partition):
         self._next = 0
         if chunk:
             *self._lines, self._tail = (self._tail + chunk).split(b"\n")
-            if len(self._tail) > MAX_RECORD_BYTES:
-                self._shorten_tail()
+            if self._lines:
+                self._lines[0] = self._shortened(self._lines[0], self._line + 1)
+            self._tail = self._shortened(self._tail, self._line + len(self._lines) + 1)
         else:
             self._lines = []
             self._at_end()
 
-    def _shorten_tail(self) -> None:
-        """An overlong line is read to its end and kept in part: enough to be recognised and to be looked at."""
-        number = self._line + len(self._lines) + 1
-        cut = len(self._tail) - MAX_RECORD_BYTES - 1
-        self._skipped[number] = self._skipped.get(number, 0) + cut
-        self._tail = self._tail[: MAX_RECORD_BYTES + 1]
+    def _shortened(self, line: bytes, number: int) -> bytes:
+        """An overlong line is kept in part: enough to be recognised and to be looked at, its bytes still counted.
+
+        Only the first line of what was read, joined with what was left before, and the rest at the end can be so.
+        """
+        if len(line) <= MAX_RECORD_BYTES + 1:
+            return line
+        self._skipped[number] = self._skipped.get(number, 0) + len(line) - MAX_RECORD_BYTES - 1
+        return line[: MAX_RECORD_BYTES + 1]
 
     def _at_end(self) -> None:
         if self._follow:
@@ -200,6 +205,8 @@ class _JsonPartition(_LinePartition):
     def decode(self, raw: Raw) -> Event:
         if len(raw) > MAX_RECORD_BYTES:  # type: ignore[arg-type]
             raise Undecodable("too_long", f"longer than {MAX_RECORD_BYTES} bytes")
+        if raw[:3] == _BYTE_ORDER_MARK:  # type: ignore[index]
+            raw = raw[3:]  # type: ignore[index]
         return self._event.decode(raw)  # type: ignore[arg-type]
 
 
@@ -208,12 +215,12 @@ class _CsvPartition(_LinePartition):
         with _open(path) as file:
             first = file.readline(MAX_RECORD_BYTES)
         try:
-            self._header = csv_fields(first.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf"))
+            self._header = csv_fields(first.rstrip(b"\r\n").removeprefix(_BYTE_ORDER_MARK))
         except Undecodable as wrong:
-            raise ValueError(f"{path}:1: the header cannot be read: {wrong}") from None
+            raise InputError(f"{path}:1: the header cannot be read: {wrong}") from None
         missing = [n for n, f in event.model_fields.items() if f.is_required() and (f.alias or n) not in self._header]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{path}:1: the header ({', '.join(self._header)}) lacks {', '.join(missing)} of {event.__name__}"
             )
         start = position if position.byte else Position(len(first), 1)
@@ -237,6 +244,7 @@ class FileWriter(SinkWriter):
         self._file = path.open("r+b" if path.exists() else "w+b")
         size = self._file.seek(0, os.SEEK_END)
         if position is not None and size < position:
+            self._file.close()
             raise RuntimeError(
                 f"{path} has {size} bytes, but the checkpoint wrote {position}. "
                 "Hint: it was cut or replaced since; restore it, or start with --fresh"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from river import dummy, stats
 
-from dataflows import DISCARD, Event, Job, Label, Outcome, Prediction, Reject, Time
+from dataflows import DISCARD, Event, Job, JobError, Label, Outcome, Prediction, Reject, Time
 from dataflows.connectors import Memory
 from dataflows.order import Reader
 from dataflows.replay import PlainRun, inputs_of
@@ -383,7 +383,7 @@ def test_a_label_whose_time_cannot_be_read_does_not_stop_the_job() -> None:
     """A text that is no time in the field that `at` names is refused with the job, or its label is a reject."""
     try:
         declared = job(by_stream(Texted, on="key", at="of"))
-    except ValueError as error:
+    except JobError as error:
         if "'of'" not in str(error):
             raise
         return

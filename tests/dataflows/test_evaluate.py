@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import base, compose, dummy, evaluate, linear_model, metrics, preprocessing, stats, utils
 
-from dataflows import Event, Job, Label, Metrics, Outcome, Report
+from dataflows import Event, Job, JobError, Label, Metrics, Outcome, Report
 from dataflows.connectors import Memory
 from dataflows.evaluate import Evaluator, Publisher, metric_name, most_probable
 from dataflows.events import reject
@@ -197,7 +197,7 @@ def test_metrics_that_are_no_single_number_do_not_stop_a_job(metric: Any) -> Non
     """They are refused when the job is declared, or reported somehow; the job does not die at the first report."""
     try:
         declared = job(linear(), [metric])
-    except ValueError as error:
+    except JobError as error:
         if type(metric).__name__ not in str(error):
             raise
         return

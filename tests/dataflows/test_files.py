@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dataflows.connectors import Csv, Jsonl
 from dataflows.connectors.files import MAX_RECORD_BYTES, FileWriter
 from dataflows.events import Event, Undecodable
-from dataflows.order import EVENT, Batch, Partition, Reader, Time
+from dataflows.order import EVENT, Batch, InputError, Partition, Reader, Time
 from tests.scenarios import running
 
 
@@ -177,7 +177,7 @@ def test_cells_may_be_quoted(tmp_path: Path) -> None:
 def test_a_header_that_does_not_fit_is_refused(header: bytes, words: str, tmp_path: Path) -> None:
     """With the file, what it has and what is missing."""
     file = write_plain(tmp_path / "a.csv", header)
-    with pytest.raises(ValueError, match=f"a.csv:1: .*{words}"):
+    with pytest.raises(InputError, match=f"a.csv:1: .*{words}"):
         Csv(file, Ping).open("a.csv", None, False)
 
 

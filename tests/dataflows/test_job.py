@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 def test_a_job_that_cannot_run_is_refused_with_what_is_wrong(case: str) -> None:
     """The message names the value and says what would do."""
     changed, words = WRONG[case]
-    with pytest.raises(ValueError, match=r"(?s).") as caught:
+    with pytest.raises((JobError, ValueError), match=r"(?s).") as caught:
         job(**changed)
     for word in words:
         assert word in str(caught.value)
@@ -145,7 +145,7 @@ LABELS: dict[str, tuple[dict[str, Any], list[str]]] = {
 def test_a_label_that_cannot_be_is_refused_with_what_is_wrong(case: str) -> None:
     """Kinds exclude each other, what belongs together comes together, and durations are durations."""
     changed, words = LABELS[case]
-    with pytest.raises(ValueError, match=r"(?s).") as caught:
+    with pytest.raises((JobError, ValueError), match=r"(?s).") as caught:
         Label(field="fraud", **changed)
     for word in words:
         assert word in str(caught.value)
@@ -154,7 +154,7 @@ def test_a_label_that_cannot_be_is_refused_with_what_is_wrong(case: str) -> None
 @pytest.mark.parametrize("changed", [{"delay": "1d"}, {"after": "1d", "by": "card"}])
 def test_a_stream_of_labels_has_its_own_times(changed: dict[str, Any]) -> None:
     """delay= and after= are for labels that have no stream."""
-    with pytest.raises(ValueError, match="Hint"):
+    with pytest.raises((JobError, ValueError), match="Hint"):
         Label(CHARGEBACKS, field="fraud", **changed)
 
 
@@ -174,7 +174,7 @@ def test_durations_become_microseconds() -> None:
 @pytest.mark.parametrize("wrong", [{}, {"outcomes": 1, "period": "1d"}, {"outcomes": 0}, {"period": "often"}])
 def test_reports_come_by_outcomes_or_by_period(wrong: dict[str, Any]) -> None:
     """Exactly one of both."""
-    with pytest.raises(ValueError, match=r"outcomes|often|period"):
+    with pytest.raises((JobError, ValueError), match=r"outcomes|often|period"):
         Report(**wrong)
 
 
@@ -186,7 +186,7 @@ def test_names_may_hold_letters_digits_dashes_and_underscores(name: str) -> None
 
 def test_a_name_ends_where_it_ends() -> None:
     """A line break is no part of a name."""
-    with pytest.raises(ValueError, match="name"):
+    with pytest.raises((JobError, ValueError), match="name"):
         job(name="fraud\n")
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dataflows.connectors import Jsonl, Memory
 from dataflows.events import Event
-from dataflows.order import EVENT, LABEL, Batch, LogEntry, OrderLog, OrderLogError, Reader, Source, Time
+from dataflows.order import EVENT, LABEL, Batch, InputError, LogEntry, OrderLog, OrderLogError, Reader, Source, Time
 
 
 class Ping(Event, id="id", time="t", unit="us"):
@@ -109,7 +109,7 @@ def test_events_without_an_id_sort_by_partition_and_offset() -> None:
 
 def test_two_inputs_of_one_name_are_refused() -> None:
     """Positions are kept by name, so names must differ."""
-    with pytest.raises(ValueError, match=r"two inputs are named 'e'.*Hint"):
+    with pytest.raises(InputError, match=r"two inputs are named 'e'.*Hint"):
         Reader([memory("e", []), memory("e", [], LABEL)], Time())
 
 

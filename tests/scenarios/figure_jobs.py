@@ -28,6 +28,7 @@ class Reading(Event, time="moment"):
 
 
 def with_hour(x: dict[str, Any]) -> dict[str, Any]:
+    """Add the hour of the reading."""
     return {**x, "hour": x["moment"].hour}
 
 
@@ -81,6 +82,7 @@ class Site(Event, time="i", unit="us"):
 
 
 def phishing(delay: int) -> Job:
+    """Phishing with labels delayed by so many samples."""
     return Job(
         name="phishing",
         events=Jsonl("phishing.jsonl", Site),
@@ -105,6 +107,7 @@ class Connection(Event, time="i", unit="us"):
 
 
 def attacks() -> Job:
+    """Network attacks by an anomaly detector, scored at once."""
     return Job(
         name="attacks",
         events=Csv("kdd99_http.csv", Connection),

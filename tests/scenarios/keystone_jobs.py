@@ -26,18 +26,22 @@ class Verdict(Event, id="id", time="t", unit="us"):
 
 
 def linear() -> Any:
+    """A linear model."""
     return preprocessing.StandardScaler() | linear_model.LogisticRegression()
 
 
 def hoeffding() -> Any:
+    """A tree."""
     return tree.HoeffdingTreeClassifier(grace_period=50)
 
 
 def seeded_forest() -> Any:
+    """A forest with randomness."""
     return forest.ARFClassifier(n_models=3, seed=1)
 
 
 def half_space() -> Any:
+    """An anomaly detector."""
     return preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(n_trees=5, height=4, window_size=50, seed=42)
 
 
@@ -47,6 +51,7 @@ HORIZON = "3h"
 
 
 def keystone(model: str, order: Any) -> Job:
+    """The job of a model and an order."""
     return Job(
         name=f"keystone-{model}-{order}",
         events=Jsonl("events.jsonl", Sale),

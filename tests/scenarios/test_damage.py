@@ -25,6 +25,7 @@ class Payment(Event, id="id", time="at"):
 
 
 def job(source: Csv | Jsonl) -> Job:
+    """A job with windowed features over a file."""
     return Job(
         name="damage",
         events=source,
@@ -36,6 +37,7 @@ def job(source: Csv | Jsonl) -> Job:
 
 
 def good_line(number: int, rng: random.Random) -> bytes:
+    """A payment as it should be."""
     at = f"2024-01-01T{number // 3600 % 24:02d}:{number // 60 % 60:02d}:{number % 60:02d}Z"
     amount = round(rng.lognormvariate(3, 1), 2)
     card, fraud = f"c{rng.randrange(50)}", "true" if rng.random() < 0.1 else "false"

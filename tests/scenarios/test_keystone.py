@@ -42,6 +42,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The stream that all tests here share."""
     stream = oracles.keystone_stream(seed=11, n=1200)
     made = Case(tmp_path_factory.mktemp("keystone"), stream.arrivals)
     write(made.directory / "events.jsonl", made.events)
@@ -50,11 +51,13 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]], mode: str = "w") -> None:
+    """Rows as JSON lines."""
     with path.open(mode) as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def microseconds(text: str) -> int:
+    """Text of a time as microseconds."""
     since = datetime.fromisoformat(text) - EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
@@ -77,6 +80,7 @@ def oracle(case: Case, model: str, order: Any, pulls: Sequence[tuple[str, int]])
 
 
 def arrivals(case: Case, pulls: Sequence[tuple[str, int]]) -> Iterator[oracles.Arrival]:
+    """Records in the order in which they were pulled."""
     rows = {"events.jsonl": iter(case.events), "labels.jsonl": iter(case.labels)}
     for name, count in pulls:
         for _ in range(max(count, 0)):
@@ -103,6 +107,7 @@ def written(directory: Path) -> Answers:
 
 
 def played(case: Case, model: str, order: str) -> Answers:
+    """What play says."""
     records = list(keystone_jobs.keystone(model, order).play(case.events, case.labels))
     predictions = [
         (r.id, microseconds(r.time.isoformat()), r.features, r.output, r.version)
@@ -118,6 +123,7 @@ def played(case: Case, model: str, order: str) -> Answers:
 
 
 def assert_equal(found: Answers, expected: Answers) -> None:
+    """Row by row, so that the first difference shows."""
     for ours, theirs in zip(found, expected, strict=True):
         for mine, other in zip(ours, theirs, strict=False):
             assert mine == other
@@ -172,6 +178,7 @@ def feed(case: Case, quarter: int) -> None:
 
 
 def wait_for_answers(directory: Path, more_than: int) -> None:
+    """Until the run has written so many predictions."""
     deadline = time.monotonic() + 60
     file = directory / "predictions.jsonl"
     while time.monotonic() < deadline:

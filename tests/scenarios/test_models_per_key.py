@@ -11,7 +11,7 @@ from tests.scenarios.test_keystone import Case, write
 
 
 def test_models_per_key_answer_alike_in_play_and_on_any_number_of_workers(tmp_path: Path) -> None:
-    """Predictions, outcomes and metrics of a job with a model per shop are the same bytes from play, 1 and 3 workers."""
+    """Predictions, outcomes and metrics of a job with a model per shop are the same bytes from play, 1, 3 workers."""
     case = Case(tmp_path, oracles.keystone_stream(seed=5, n=800).arrivals)
     write(tmp_path / "events.jsonl", case.events)
     write(tmp_path / "labels.jsonl", case.labels)
