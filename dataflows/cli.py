@@ -18,7 +18,7 @@ from rich.tree import Tree
 
 from dataflows.connectors import Stdin, Stdout
 from dataflows.evaluate import metric_name
-from dataflows.events import Metrics, to_datetime
+from dataflows.events import Metrics, describe_faults, to_datetime
 from dataflows.job import KINDS, Job, JobError, Label
 from dataflows.order import InputError, OrderLogError
 from dataflows.runtime import Launcher, RunError, load_job, with_inputs
@@ -290,8 +290,13 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()[:3])
-        errors.print(f"millrace: {error.title}: {faults}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(
+            f"millrace: {error.title}: {describe_faults(error)}",
+            style="red",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         sys.exit(1)
     except (JobError, RunError, InputError, OrderLogError, OSError) as error:
         errors.print(f"millrace: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

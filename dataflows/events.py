@@ -205,7 +205,7 @@ class Event(BaseModel):
         try:
             return cls.__pydantic_validator__.validate_python(row)  # type: ignore[no-any-return]
         except ValidationError as error:
-            raise Undecodable("invalid", _detail(error)) from None
+            raise Undecodable("invalid", describe_faults(error)) from None
 
 
 def plain_types(annotation: Any) -> set[Any]:
@@ -231,10 +231,10 @@ def _undecodable(raw: bytes | str, error: ValidationError) -> Undecodable:
         except UnicodeDecodeError as wrong:
             return Undecodable("encoding", f"not UTF-8: {wrong.reason} at byte {wrong.start}")
     first = error.errors(include_url=False, include_input=False)[0]["type"]
-    return Undecodable("not_json" if first == "json_invalid" else "invalid", _detail(error))
+    return Undecodable("not_json" if first == "json_invalid" else "invalid", describe_faults(error))
 
 
-def _detail(error: ValidationError) -> str:
+def describe_faults(error: ValidationError) -> str:
     """The first faults in one line: `amount: Input should be a valid number (got 'x')`."""
     parts = []
     for fault in error.errors(include_url=False)[:3]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from river import base, metrics, utils
 
-from dataflows.events import Event, Record, plain_types
+from dataflows.events import Event, Record, describe_faults, plain_types
 from dataflows.order import Source, Time
 from features.lookup import Lookup
 from features.spec import Derived, Entity, Fields, duration, duration_text
@@ -37,8 +37,7 @@ def _faults_of(what: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3]]
-        raise JobError(f"{what}: {'; '.join(faults)}") from None
+        raise JobError(f"{what}: {describe_faults(error)}") from None
 
 
 class _Discard:
