@@ -18,11 +18,12 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
+from math import inf
 from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
-from dataflows.events import Event, EventId, Reject, reject, to_datetime, to_time_us
+from dataflows.events import Event, EventId, Reject, plain_types, reject, to_time_us
 from dataflows.job import DISCARD, Job, delay_function
 from dataflows.order import LABEL, Batch, Item, Raw, raw_bytes
 from features.lookup import Lookup
@@ -90,7 +91,8 @@ class Work:
 
 
 Open = tuple[int, tuple[Any, ...], Hashable, Any]
-"""A question that waits: learner group, rows for label-derived features, what a label names it by, label or NO_LABEL.
+"""A question that waits: learner group, rows for label-derived features, what it is found by (what a label names, or
+the entity whose later event answers), label or NO_LABEL.
 
 A tuple of plain values, because there may be a million of them: the garbage collector leaves such tuples alone.
 """
@@ -99,22 +101,61 @@ A tuple of plain values, because there may be a million of them: the garbage col
 class _Remembered:
     """A dict that forgets its oldest entries beyond a bound."""
 
-    __slots__ = ("entries", "_order", "_limit")
+    __slots__ = ("entries", "limit", "_order")
 
     def __init__(self, limit: int) -> None:
         self.entries: dict[Hashable, Any] = {}
         self._order: deque[Hashable] = deque()
-        self._limit = limit
+        self.limit = limit
 
     def add(self, key: Hashable, value: Any) -> int:
-        """Remember; how many entries were forgotten for it (0 or 1)."""
+        """Remember; how many entries were forgotten for it."""
         if key not in self.entries:
             self._order.append(key)
         self.entries[key] = value
-        if len(self._order) <= self._limit:
-            return 0
-        del self.entries[self._order.popleft()]
-        return 1
+        forgotten = 0
+        while len(self._order) > self.limit:
+            del self.entries[self._order.popleft()]
+            forgotten += 1
+        return forgotten
+
+
+class _DueQueue:
+    """Questions by when they fall due, and by number where that is equal.
+
+    What comes in order waits in line; only the rest is kept sorted. With one delay for all, as is common, nothing is
+    ever sorted, where a heap of all open questions would cost more than the rest of admit. After one far-off due time
+    all others are sorted until it has passed.
+
+    >>> queue = _DueQueue()
+    >>> for due, seq in [(5, 1), (7, 2), (6, 3)]:
+    ...     queue.push(due, seq)
+    >>> queue.earliest, [queue.pop() for _ in range(3)], queue.earliest
+    (5, [(5, 1), (6, 3), (7, 2)], inf)
+    """
+
+    __slots__ = ("earliest", "_line", "_heap")
+
+    def __init__(self) -> None:
+        self.earliest: float = inf
+        self._line: deque[tuple[int, int]] = deque()
+        self._heap: list[tuple[int, int]] = []
+
+    def push(self, due: int, seq: int) -> None:
+        """Add a question; numbers must grow."""
+        if not self._line or due >= self._line[-1][0]:
+            self._line.append((due, seq))
+        else:
+            heapq.heappush(self._heap, (due, seq))
+        if due < self.earliest:
+            self.earliest = due
+
+    def pop(self) -> tuple[int, int]:
+        """Take the one that falls due first, as (due, number)."""
+        line, heap = self._line, self._heap
+        first = line.popleft() if line and (not heap or line[0] < heap[0]) else heapq.heappop(heap)
+        self.earliest = min(line[0][0] if line else inf, heap[0][0] if heap else inf)
+        return first
 
 
 class _EntityRows:
@@ -122,11 +163,12 @@ class _EntityRows:
 
     __slots__ = ("index", "of_labels", "key", "values", "where", "label_at", "width", "places", "_check")
 
-    def __init__(self, index: int, entity: Entity, label_field: str, groups: int) -> None:
+    def __init__(self, index: int, entity: Entity, job: Job, groups: int) -> None:
+        label_field = job.label.field
         self.index = index
         self.places = [(index, group) for group in range(groups)]  # one tuple each, not one per event
         self.of_labels = entity.of == "labels"
-        self.key = _key_getter(entity.key)
+        self.key = _key_getter(entity.key, job)
         self.label_at = -1
         columns = entity.columns
         self.width = len(columns)
@@ -149,14 +191,29 @@ class _EntityRows:
         return (label,) if len(values) == 1 else (*values[:at], label, *values[at + 1 :])
 
 
-def _key_getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], Any]:
+def canonical(part: Any) -> Any:
+    """A key, or part of one, that is equal exactly where its text is: other types than text and int become text.
+
+    An entity's key group comes from its text, its state from equality; 0.0 and -0.0, or 1 and True, must not be one
+    entity in one group and two in two.
+
+    >>> canonical(7), canonical("a"), canonical(True), canonical(None), canonical([1])
+    (7, 'a', 'True', None, '[1]')
+    """
+    return part if type(part) is int or type(part) is str or part is None else str(part)
+
+
+def _key_getter(names: tuple[str, ...], job: Job) -> Callable[[dict[str, Any]], Any]:
     """The entity's key, None if any part of it is None: then there is no entity to keep features of."""
+    fields = job.events.event.model_fields
+    derived = {f.name for f in job.features if isinstance(f, Derived)}
+    plain = all(n in fields and n not in derived and plain_types(fields[n].annotation) <= {int, str} for n in names)
     if len(names) == 1:
-        return itemgetter(names[0])
-    getter = itemgetter(*names)
+        get = itemgetter(names[0])
+        return get if plain else lambda row: canonical(get(row))
 
     def compound(row: dict[str, Any]) -> tuple[Any, ...] | None:
-        key = getter(row)
+        key = tuple([canonical(row[name]) for name in names])
         return None if None in key else key
 
     return compound
@@ -193,17 +250,17 @@ class Admit:
         self._kind = job.label.kind
         self._groups = groups
         self._derived = [f for f in job.features if isinstance(f, Derived)]
-        self._entities = [_EntityRows(i, e, job.label.field, groups) for i, e in enumerate(job.entities)]
+        self._entities = [_EntityRows(i, e, job, groups) for i, e in enumerate(job.entities)]
         # Label-derived features over columns of which the types alone do not say that every value will do.
         doubtful = [e.of == "labels" and not set(e.columns) <= job.trusted_columns for e in job.entities]
         self._wary = [entity for entity, doubt in zip(self._entities, doubtful, strict=True) if doubt]
         self._static = _static_values(job)
-        self._per = _key_getter(job.per) if job.per else None
+        self._per = _key_getter(job.per, job) if job.per else None
         self._global_group = GLOBAL_GROUP % groups
         self._delay = delay_function(job.label)
         self._has_ids = job.events.event.id_field is not None
         self._match_event, self._match_label = _matchers(job)
-        self._target_key = _key_getter(job.label.by) if job.label.by else None
+        self._target_key = _key_getter(job.label.by, job) if job.label.by else None
         state = state or {}
         self.counts: Counter[str] = state.get("counts", Counter())
         self._clock: int = state.get("clock", -(2**63))
@@ -213,7 +270,7 @@ class Admit:
         self._open: dict[int, Open] = state.get("open", {})
         self._oldest: int = state.get("oldest", 1)
         self._waiting: dict[Hashable, tuple[int, ...]] = state.get("waiting", {})
-        self._due: list[tuple[int, int]] = state.get("due", [])
+        self._due: _DueQueue = state["due"] if "due" in state else _DueQueue()
         self._early: dict[Hashable, tuple[Any, int, str, Raw, int]] = state.get("early", {})
         self._early_order: deque[tuple[int, Hashable]] = state.get("early_order", deque())
         self._targets: dict[Any, list[tuple[int, int]]] = state.get("targets", {})
@@ -256,7 +313,7 @@ class Admit:
             late = time < self._clock
             if not late:
                 self._clock = time
-            if due and due[0][0] <= self._clock:
+            if due.earliest <= self._clock:
                 self._reveal(self._clock, work)
             if self._early_order:
                 self._forget_early(self._clock - self._label.early, work)
@@ -296,13 +353,17 @@ class Admit:
                 self._reject("too_many_models", f"there are {self._max_models}, none for {key!r}", item, work)
                 return
             self._models.add(key)
-        if self._has_ids and self._ids.add(id, None):
-            self.counts["ids_forgotten"] += 1
+        if self._has_ids:
+            forgotten = self._ids.add(id, None)
+            if forgotten:
+                self.counts["ids_forgotten"] += forgotten
         if self._target_key is not None:
             self._answer_targets(row, time, work)
         group = self._global_group if self._per is None else key_group(key, self._groups)
         rows = self._ask(work, group, id, time, late, key, static, entities)
         self._await_label(row, id, time, delay, group, rows, work)
+        if len(self._open) > self._label.max_open:
+            self._push_out_oldest(work)
 
     def _check_entities(self, row: dict[str, Any], entities: list[Any]) -> None:
         """Refuse now what a label-derived feature would refuse later, when the event is long gone."""
@@ -373,21 +434,17 @@ class Admit:
         expires = None if label.horizon is None else time + label.horizon + 1
         if self._kind == "field":
             self._await_field(row[label.field], seq, time, delay, group, rows, expires, work)
-            if len(self._open) > label.max_open:
-                self._push_out_oldest(work)
             return
-        match = self._match_event(row, id, time) if self._kind == "stream" else None
+        if self._target_key is not None:
+            self._await_target(self._target_key(row), seq, time, group, rows, expires, work)
+            return
+        match = self._match_event(row, id, time)
         self._open[seq] = (group, rows, match, NO_LABEL)
         if expires is not None:
-            heapq.heappush(self._due, (expires, seq))
-        if self._kind == "later":
-            self._await_target(row, seq, time)
-        else:
-            self._waiting[match] = (*self._waiting.get(match, ()), seq)
-            if match in self._early:
-                self._answer_early(match, seq, time, work)
-        if len(self._open) > label.max_open:
-            self._push_out_oldest(work)
+            self._due.push(expires, seq)
+        self._waiting[match] = (*self._waiting.get(match, ()), seq)
+        if match in self._early:
+            self._answer_early(match, seq, time, work)
 
     def _await_field(
         self, value: Any, seq: int, time: int, delay: int, group: int, rows: tuple[Any, ...], expires: int | None,
@@ -396,20 +453,26 @@ class Admit:
         """The label is known already; it waits for its time, or for the horizon if that comes first."""
         if value is not None and (expires is None or time + delay < expires):
             self._open[seq] = (group, rows, None, value)
-            heapq.heappush(self._due, (time + delay if delay > 0 else time, seq))
+            self._due.push(time + delay if delay > 0 else time, seq)
             return
         self._open[seq] = (group, rows, None, NO_LABEL)
         if expires is not None:
-            heapq.heappush(self._due, (expires, seq))
+            self._due.push(expires, seq)
         else:
             self.counts["unlabelled"] += 1
             self._discard(seq, work)
 
-    def _await_target(self, row: dict[str, Any], seq: int, time: int) -> None:
-        assert self._target_key is not None
-        key = self._target_key(row)
+    def _await_target(
+        self, key: Any, seq: int, time: int, group: int, rows: tuple[Any, ...], expires: int | None, work: Work
+    ) -> None:
+        self._open[seq] = (group, rows, key, NO_LABEL)
+        if expires is not None:
+            self._due.push(expires, seq)
         if key is not None:
             heapq.heappush(self._targets.setdefault(key, []), (time + self._label.after, seq))
+        elif expires is None:
+            self.counts["unlabelled"] += 1
+            self._discard(seq, work)
 
     def _answer_targets(self, row: dict[str, Any], time: int, work: Work) -> None:
         """This event is the later event that earlier questions of its entity waited for."""
@@ -423,8 +486,15 @@ class Admit:
             _, seq = heapq.heappop(waiting)
             if seq in self._open:
                 self._answer(seq, value, time, False, work)
+        self._drop_targets(key)
+
+    def _drop_targets(self, key: Any) -> None:
+        """Forget what an entity's later events need not answer any more."""
+        waiting = self._targets.get(key, [])
+        while waiting and waiting[0][1] not in self._open:
+            heapq.heappop(waiting)
         if not waiting:
-            del self._targets[key]
+            self._targets.pop(key, None)
 
     def _answer_early(self, match: Hashable, seq: int, time: int, work: Work) -> None:
         value, label_time, _, _, _ = self._early.pop(match)
@@ -519,8 +589,8 @@ class Admit:
     def _reveal(self, clock: int, work: Work) -> None:
         """Everything due at or before the clock, in the order (due, order of question)."""
         due = self._due
-        while due and due[0][0] <= clock:
-            moment, seq = heapq.heappop(due)
+        while due.earliest <= clock:
+            moment, seq = due.pop()
             if seq in self._open:
                 self._fall_due(seq, moment, work)
 
@@ -558,17 +628,20 @@ class Admit:
 
     def _close(self, match: Hashable, seq: int, label: tuple[Any] | None) -> None:
         """The question waits no longer; others that a label names the same way still may."""
+        if self._target_key is not None:
+            self._drop_targets(match)
+            return
         left = tuple(other for other in self._waiting.get(match, ()) if other != seq)
         if left:
             self._waiting[match] = left
         else:
             self._waiting.pop(match, None)
-            self._closed.add(match, label)
+            self.counts["closed_forgotten"] += self._closed.add(match, label)
 
     def _finish(self, work: Work) -> None:
         """The end of input: what is open is revealed or expires; labels without a question are orphans."""
-        while self._due:
-            moment, seq = heapq.heappop(self._due)
+        while self._due.earliest < inf:
+            moment, seq = self._due.pop()
             if seq in self._open:
                 self._fall_due(seq, moment, work)
         for seq in list(self._open):
@@ -583,7 +656,10 @@ class Admit:
 
 
 def _resume(state: dict[str, Any], name: str, limit: int) -> _Remembered:
-    return state[name] if name in state else _Remembered(limit)
+    """What was remembered, under the bound as it is declared now."""
+    remembered: _Remembered = state.get(name, _Remembered(limit))
+    remembered.limit = limit
+    return remembered
 
 
 def _matchers(job: Job) -> tuple[Callable[[dict[str, Any], EventId, int], Hashable], Callable[[Any, Any], Hashable]]:
@@ -595,12 +671,12 @@ def _matchers(job: Job) -> tuple[Callable[[dict[str, Any], EventId, int], Hashab
     scale = job.events.event.time_scale
 
     def of_event(row: dict[str, Any], id: EventId, time: int) -> Hashable:
-        return (*[row[n] for n in names], time)
+        return (*[canonical(row[n]) for n in names], time)
 
     def of_label(event: Any, id: Any) -> Hashable:
         asked_at = getattr(event, at)
         time = round(asked_at * scale) if isinstance(asked_at, int | float) and scale else to_time_us(asked_at)
-        return (*[getattr(event, n) for n in names], time)
+        return (*[canonical(getattr(event, n)) for n in names], time)
 
     return of_event, of_label
 
@@ -625,8 +701,3 @@ def _static_values(job: Job) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
 def _lookup(feature: Lookup) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
     table, key = feature.load(), feature.key
     return lambda row: table.get(row[key])
-
-
-def describe_time(clock: int | None) -> str:
-    """A clock as text for people, "-" before the first event."""
-    return "-" if clock is None else to_datetime(clock).strftime("%Y-%m-%d %H:%M:%S")

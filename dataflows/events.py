@@ -23,7 +23,8 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, ClassVar, ForwardRef, Literal, Self, get_args
+from types import UnionType
+from typing import Any, ClassVar, ForwardRef, Literal, Self, Union, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -209,13 +210,16 @@ class Event(BaseModel):
 
 
 def plain_types(annotation: Any) -> set[Any]:
-    """The plain types an annotation stands for, without None: `int | None` → {int}."""
-    arguments = get_args(annotation)
-    if not arguments:
-        return {annotation}
+    """The plain types an annotation stands for, without None.
+
+    >>> plain_types(int | None), plain_types(list[float])
+    ({<class 'int'>}, {<class 'list'>})
+    """
     if hasattr(annotation, "__metadata__"):
-        return plain_types(arguments[0])
-    return {a for a in arguments if a is not type(None)}
+        return plain_types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) if part is not type(None) for kind in plain_types(part)}
+    return {get_origin(annotation) or annotation}
 
 
 def _names(kinds: Iterable[Any]) -> str:

@@ -115,12 +115,12 @@ def dataflow(job: Job, settings: Settings | None = None) -> Dataflow:
         bundles = op.flat_map_batch(f"rows_{name}", works, _bundles_of(index))
         answered = op.stateful_batch(f"features_{name}", bundles, _build(FeatureStep, job, index))
         gathered.append(op.flat_map_batch(f"columns_{name}", answered, _rekey))
-    said = op.stateful_batch("learner", op.merge("gather", *gathered), _build(LearnerStep, job, settings.groups))
+    said = op.stateful_batch("learner", op.merge("gather", *gathered), _build(LearnerStep, job))
     heads = op.flat_map_batch("batches", works, _publisher_heads)
     parts = op.merge("said", heads, op.flat_map_batch("to_publish", said, _rekey))
     published = op.stateful_batch("publish", parts, _build(PublishStep, job, control, directory))
     sinks = output_sinks(job, directory)
-    op.output("write", op.flat_map_batch("lines", published, _rekey), FilesSink(sinks, settings.resume))
+    op.output("write", op.flat_map_batch("lines", published, _rekey), RecordsSink(sinks))
     return flow
 
 
@@ -238,7 +238,7 @@ class Part(msgspec.Struct, array_like=True, gc=False):
 
 
 class PublisherHead(msgspec.Struct, array_like=True, gc=False):
-    """A batch's rejects, and how many learners and feature bundles will report."""
+    """A batch's rejects, and how many learners will report."""
 
     number: int
     rejects: list[Any]
@@ -408,7 +408,7 @@ class FeatureStep(StatefulBatchLogic[Bundle, tuple[str, Part], bytes]):
 class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], bytes]):
     """One key group of models: waits until all columns of a batch have come, then works on it."""
 
-    def __init__(self, job: Job, groups: int, state: bytes | None) -> None:
+    def __init__(self, job: Job, state: bytes | None) -> None:
         self._learner = Learner(job, state)
         self._empties = empties_of(job)
         self._heads: dict[int, Head] = {}
@@ -490,18 +490,17 @@ def _assert_nothing_waits(heads: dict[int, Any], parts: dict[int, Any]) -> None:
 # -- outputs
 
 
-class FilesSink(FixedPartitionedSink[bytes, int]):
+class RecordsSink(FixedPartitionedSink[bytes, int]):
     """One engine partition per kind of record, behind it the declared sink."""
 
-    def __init__(self, sinks: dict[str, Sink], resume: bool) -> None:
+    def __init__(self, sinks: dict[str, Sink]) -> None:
         self._sinks = sinks
-        self._resume = resume
 
     def list_parts(self) -> list[str]:
         return list(KINDS)
 
     def part_fn(self, item_key: str) -> int:
-        return sorted(KINDS).index(item_key)
+        return sorted(KINDS).index(item_key)  # the engine numbers partitions in the order of their names
 
     def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> WritePartition:
         return WritePartition(self._sinks.get(for_part), resume_state)

@@ -21,7 +21,7 @@ from river import base, metrics, utils
 from dataflows.events import Event, Record, describe_faults, plain_types
 from dataflows.order import Source, Time
 from features.lookup import Lookup
-from features.spec import Derived, Entity, Fields, duration, duration_text
+from features.spec import Derived, Entity, Fields, duration
 
 
 class JobError(Exception):
@@ -519,6 +519,4 @@ __all__ = [
     "Report",
     "Sink",
     "SinkWriter",
-    "Time",
-    "duration_text",
 ]

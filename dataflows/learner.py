@@ -24,7 +24,7 @@ from dataflows.job import Job, final_step
 from features.spec import Entity
 
 Columns = list[list[Any]]
-"""By entity declaration, by place of the question in the batch: its feature values, or a `Fault`."""
+"""By entity declaration, by place of the question in the batch: the tuple of its values, or text on what is wrong."""
 
 
 class _Model:
@@ -105,7 +105,9 @@ class Learner:
             values += answer
         if self._arrange is not None:
             values = self._arrange(values)
-        model = self._models.get(key) or self._create(key)
+        model = self._models.get(key)
+        if model is None:
+            model = self._create(key)
         x = features = dict(zip(self._names, values, strict=True))
         kept: Any = values  # what it learns from later; a tuple takes a quarter of the memory of a dict
         if None in values:

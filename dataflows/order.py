@@ -103,8 +103,11 @@ class Partition(ABC):
         """Up to `limit` next records as (offset, record); empty when there is nothing now. Never blocks."""
 
     @abstractmethod
-    def position(self) -> Any:
-        """Where the next pull begins; picklable, and what `Source.open` takes."""
+    def position(self, back: int = 0) -> Any:
+        """Where the next pull begins, or `back` records before; picklable, and what `Source.open` takes.
+
+        `back` is at most the number of records that the last pull gave.
+        """
 
     @abstractmethod
     def decode(self, raw: Raw) -> Event:
@@ -203,31 +206,34 @@ class Batch:
         self.end = end
 
 
-class _Decoded:
-    """A record with its event, or with why there is none."""
+def decoded(kind: int, part: Partition, offset: int, raw: Raw) -> Item:
+    """The item of a record; raises `Undecodable` whatever is wrong with it, a user's validator included."""
+    try:
+        event = part.decode(raw)
+        return (event.event_time(), kind, event.event_id(), part.name, offset, event, raw)
+    except Undecodable:
+        raise
+    except OverflowError as error:
+        raise Undecodable("time_out_of_range", str(error)) from None
+    except Exception as error:  # noqa: BLE001 - code of the event class, which is the user's
+        raise Undecodable("function_error", f"{type(error).__name__}: {error}") from None
 
-    __slots__ = ("offset", "raw", "event", "time", "wrong")
 
-    def __init__(self, part: Partition, offset: int, raw: Raw) -> None:
+class _Faulty:
+    """A record without an event."""
+
+    __slots__ = ("offset", "raw", "wrong")
+
+    def __init__(self, offset: int, raw: Raw, wrong: Undecodable) -> None:
         self.offset = offset
         self.raw = raw
-        self.event: Event | None = None
-        self.wrong: Undecodable | None = None
-        self.time: float = -inf  # a record without a time delays nothing
-        try:
-            self.event = part.decode(raw)
-            self.time = self.event.event_time()
-            self.event.event_id()
-        except Undecodable as wrong:
-            self.wrong = wrong
-        except (OverflowError, ValueError) as wrong:
-            self.wrong = Undecodable("time_out_of_range", str(wrong))
+        self.wrong = wrong
 
 
 class _Lane:
     """A partition with what the reader knows of it."""
 
-    __slots__ = ("kind", "part", "newest", "silent", "done", "heard_at", "head", "head_position")
+    __slots__ = ("kind", "part", "newest", "silent", "done", "heard_at", "queue")
 
     def __init__(self, kind: int, part: Partition, newest: int | None, silent: bool, done: bool) -> None:
         self.kind = kind
@@ -236,17 +242,31 @@ class _Lane:
         self.silent = silent  # idle or at its end: holds no watermark back until it speaks again
         self.done = done  # its end was noted; decided by what is logged, so a replay knows it too
         self.heard_at = wall.monotonic()
-        self.head: _Decoded | None = None  # pulled to see its time, not taken yet
-        self.head_position: Any = None
+        self.queue: deque[Item | _Faulty] = deque()  # pulled to see their times, not taken yet
 
     @property
     def ended(self) -> bool:
         """Everything was taken and nothing will come."""
-        return self.head is None and self.part.done
+        return self.part.done and not self.queue
 
     def position(self) -> Any:
         """Where the next record to take is."""
-        return self.part.position() if self.head is None else self.head_position
+        return self.part.position(len(self.queue))
+
+    def look_ahead(self) -> int:
+        """Pull and decode the next records; how many they are."""
+        records = self.part.pull(CHUNK)
+        for offset, raw in records:
+            try:
+                self.queue.append(decoded(self.kind, self.part, offset, raw))
+            except Undecodable as wrong:
+                self.queue.append(_Faulty(offset, raw, wrong))
+        return len(records)
+
+    def next_time(self) -> float:
+        """Event time of the next record to take; a record without one delays nothing."""
+        head = self.queue[0]
+        return -inf if isinstance(head, _Faulty) else head[0]
 
 
 class Reader:
@@ -374,27 +394,29 @@ class Reader:
         chosen: _Lane | None = None
         earliest = inf
         for lane in lanes:
-            head = lane.head or self._peek(lane)
-            if head is not None and (chosen is None or head.time < earliest):
-                chosen, earliest = lane, head.time
-        if chosen is None or chosen.head is None:
+            if not lane.queue and not self._look_ahead(lane):
+                continue
+            time = lane.next_time()
+            if chosen is None or time < earliest:
+                chosen, earliest = lane, time
+        if chosen is None:
             return False
-        record, chosen.head = chosen.head, None
+        record = chosen.queue.popleft()
         self._note_pull(chosen, 1)
-        self._take_in(chosen, record)
-        if chosen.part.done:
+        if isinstance(record, _Faulty):
+            self._refuse(record.wrong.reason, str(record.wrong), chosen.part.name, record.offset, record.raw)
+        else:
+            self._take_item(chosen, record)
+        if chosen.ended:
             self._silence(chosen, DONE)
         return True
 
-    def _peek(self, lane: _Lane) -> _Decoded | None:
+    def _look_ahead(self, lane: _Lane) -> bool:
         if lane.part.done:
-            return None
-        lane.head_position = lane.part.position()
-        records = lane.part.pull(1)
-        if records:
-            lane.head = _Decoded(lane.part, *records[0])
-        self._listen(lane, bool(records))
-        return lane.head
+            return False
+        heard = lane.look_ahead() > 0
+        self._listen(lane, heard)
+        return heard
 
     def _listen(self, lane: _Lane, heard: bool) -> None:
         """Judge, by the wall clock and once, whether a lane is idle; notice its end."""
@@ -456,19 +478,17 @@ class Reader:
 
     def _pull(self, lane: _Lane, limit: int) -> int:
         """Take up to `limit` records of a lane into the buffer (or straight to ready); how many they were."""
-        part = lane.part
+        part, kind = lane.part, lane.kind
         records = part.pull(limit)
         if records:
             self._note_pull(lane, len(records))
-            decode, kind, name = part.decode, lane.kind, part.name
-            for offset, raw in records:
-                try:
-                    event = decode(raw)
-                    item = (event.event_time(), kind, event.event_id(), name, offset, event, raw)
-                except (Undecodable, OverflowError, ValueError):
-                    self._take_in(lane, _Decoded(part, offset, raw))
-                else:
-                    self._take_item(lane, item)
+        for offset, raw in records:
+            try:
+                item = decoded(kind, part, offset, raw)
+            except Undecodable as wrong:
+                self._refuse(wrong.reason, str(wrong), part.name, offset, raw)
+            else:
+                self._take_item(lane, item)
         return len(records)
 
     def _note_pull(self, lane: _Lane, count: int) -> None:
@@ -488,15 +508,6 @@ class Reader:
             lane.done = True
             if all(lane.done for lane in self._lanes.values()):
                 self._release(None)
-
-    def _take_in(self, lane: _Lane, record: _Decoded) -> None:
-        event = record.event
-        if event is None or record.wrong is not None:
-            wrong = record.wrong or Undecodable("invalid", "no event")
-            self._refuse(wrong.reason, str(wrong), lane.part.name, record.offset, record.raw)
-        else:
-            item = (event.event_time(), lane.kind, event.event_id(), lane.part.name, record.offset, event, record.raw)
-            self._take_item(lane, item)
 
     def _take_item(self, lane: _Lane, item: Item) -> None:
         """Check an item and put it where it belongs. One function, as every event passes here."""
@@ -575,8 +586,7 @@ class Reader:
         self.counts["released_by_full_buffer"] += 1
 
     def _decode_again(self, kind: int, name: str, offset: int, raw: Raw) -> Item:
-        event = self._lanes[name].part.decode(raw)
-        return (event.event_time(), kind, event.event_id(), name, offset, event, raw)
+        return decoded(kind, self._lanes[name].part, offset, raw)
 
 
 def raw_bytes(raw: Raw) -> bytes:

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ from typing import Any
 from zlib import crc32
 
 from dataflows.connectors import Stdin
+from dataflows.connectors.files import LineFile
 from dataflows.evaluate import metric_name
 from dataflows.job import KINDS, Job, JobError
 
@@ -148,11 +150,11 @@ def with_inputs(job: Job, data: str | None, labels: str | None) -> Job:
     if data == "-":
         job = job.changed(events=Stdin(job.events.event))
     elif data is not None:
-        if not hasattr(job.events, "at"):
+        if not isinstance(job.events, LineFile):
             raise JobError(f"--data: the events of {job.name} come from {type(job.events).__name__}, not from a file")
         job = job.changed(events=job.events.at(data))
     if labels is not None:
-        if job.label.source is None or not hasattr(job.label.source, "at"):
+        if not isinstance(job.label.source, LineFile):
             raise JobError(f"--labels: the labels of {job.name} do not come from a file")
         label = job.label.model_copy(update={"source": job.label.source.at(labels)})
         job = job.changed(label=label)
@@ -256,9 +258,9 @@ class Launcher:
     def _fingerprint(self) -> dict[str, str]:
         """What the state depends on, part by part, as text to compare and to show."""
         job = self._job
-        return {
+        parts = {
             "name": job.name,
-            "features": ", ".join(job.feature_names),
+            "features": "; ".join(repr(feature) for feature in job.features),
             "model": repr(job.model),
             "per": repr(job.per),
             "label": repr(job.label.model_copy(update={"source": None, "delay": None})),
@@ -266,6 +268,8 @@ class Launcher:
             "time": repr(job.time),
             "key groups": str(self._settings.groups),
         }
+        # Functions show where they lie in memory, which says nothing about them.
+        return {name: re.sub(r" at 0x[0-9a-f]+", "", text) for name, text in parts.items()}
 
     def _compare(self, kept: dict[str, str]) -> None:
         for part, now in self._fingerprint().items():

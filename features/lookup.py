@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,9 @@ class Lookup(Declaration):
             raise ValueError(f"{self.table} has no column {', '.join(map(repr, missing))}. It has {present}")
 
 
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,300})(?P<fraction>\.[0-9]+)?(?P<exponent>[eE][+-]?[0-9]+)?")
+
+
 def _read_parquet(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     try:
         from pyarrow import parquet
@@ -129,14 +134,17 @@ def _read_parquet(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
 def _parse(cell: str) -> int | float | str | None:
     """A CSV's cell: int or float where it reads as one, None where it is empty, else the text.
 
-    >>> [_parse(cell) for cell in ("12", "1.5", "", "north", "1_000")]
-    [12, 1.5, None, 'north', '1_000']
+    Codes stay text ("007"), and so does what is no finite number ("nan", "1e999"): it would poison sums and models.
+
+    >>> [_parse(cell) for cell in ("12", "-1.5e3", "", "north", "1_000", "007", " 12 ", "nan", "1e999")]
+    [12, -1500.0, None, 'north', '1_000', '007', ' 12 ', 'nan', '1e999']
     """
     if cell == "":
         return None
-    for kind in (int, float):
-        try:
-            return kind(cell) if "_" not in cell else cell
-        except ValueError:
-            continue
-    return cell
+    number = _NUMBER.fullmatch(cell)
+    if number is None:
+        return cell
+    if number.group("fraction") is None and number.group("exponent") is None:
+        return int(cell)
+    value = float(cell)
+    return value if isfinite(value) else cell

@@ -149,7 +149,7 @@ class Entity(Declaration):
 class Derived(Declaration):
     """A value computed from the event alone: `fn(event)`. With `feature=False` only for keys and aggregates.
 
-    >>> def is_night(event): return event["hour"] <= 6
+    >>> def is_night(payment): return payment.paid_at.hour < 6
     >>> Derived(is_night).feature_names
     ('is_night',)
     """

@@ -33,7 +33,7 @@ class Position(NamedTuple):
     line: int = 0
 
 
-class _LineFile(Source, Sink):
+class LineFile(Source):
     """What JSON lines and CSV files have in common."""
 
     path: Path
@@ -60,7 +60,7 @@ class _LineFile(Source, Sink):
         return self.model_copy(update={"path": Path(path)})
 
 
-class Jsonl(_LineFile):
+class Jsonl(LineFile, Sink):
     """JSON lines, plain or gzipped (by the ending .gz); a directory is one partition per file. Also an output.
 
     >>> Jsonl("scores.jsonl").path.name
@@ -77,7 +77,7 @@ class Jsonl(_LineFile):
         return FileWriter(self.path, position)
 
 
-class Csv(_LineFile):
+class Csv(LineFile):
     """CSV files with a header line; otherwise as `Jsonl`. An input only.
 
     Quoting is that of RFC 4180, but a record is one line: a stray quote then spoils its own line, not those after it.
@@ -139,30 +139,29 @@ class _LinePartition(Partition):
         self._event = event
         self._stream = stream
         self._follow = follow
-        self._byte, self._line = position
-        if self._byte:
-            stream.seek(self._byte)
+        self._start = position  # of the first of _lines
+        if position.byte:
+            stream.seek(position.byte)
         self._lines: list[bytes] = []  # read and cut; those before _next were pulled
         self._next = 0
         self._tail = b""
-        self._skipped: dict[int, int] = {}  # by line: bytes of an overlong one that were read and not kept
+        self._skipped: dict[int, int] = {}  # by line number: bytes of an overlong line that were read and not kept
         self._exhausted = False
 
     def pull(self, limit: int) -> list[tuple[int, Raw]]:
         if self._next == len(self._lines) and not self._exhausted:
             self._read_more()
         lines = self._lines[self._next : self._next + limit]
-        first = self._line + 1
+        first = self._start.line + self._next + 1
         self._next += len(lines)
-        self._line += len(lines)
-        self._byte += sum(map(len, lines)) + len(lines)
-        while self._skipped and next(iter(self._skipped)) <= self._line:
-            self._byte += self._skipped.pop(next(iter(self._skipped)))
         self.done = self._exhausted and self._next == len(self._lines)
         return list(zip(range(first, first + len(lines)), lines, strict=True))
 
-    def position(self) -> Position:
-        return Position(self._byte, self._line)
+    def position(self, back: int = 0) -> Position:
+        taken = self._lines[: self._next - back]
+        line = self._start.line + len(taken)
+        skipped = sum(size for number, size in self._skipped.items() if self._start.line < number <= line)
+        return Position(self._start.byte + sum(map(len, taken)) + len(taken) + skipped, line)
 
     def close(self) -> None:
         self._stream.close()
@@ -171,12 +170,14 @@ class _LinePartition(Partition):
         chunk = self._stream.read(_READ_BYTES)
         if chunk is None:
             return
+        self._start = self.position()
+        self._skipped = {number: size for number, size in self._skipped.items() if number > self._start.line}
         self._next = 0
         if chunk:
             *self._lines, self._tail = (self._tail + chunk).split(b"\n")
             if self._lines:
-                self._lines[0] = self._shortened(self._lines[0], self._line + 1)
-            self._tail = self._shortened(self._tail, self._line + len(self._lines) + 1)
+                self._lines[0] = self._shortened(self._lines[0], self._start.line + 1)
+            self._tail = self._shortened(self._tail, self._start.line + len(self._lines) + 1)
         else:
             self._lines = []
             self._at_end()
@@ -197,7 +198,8 @@ class _LinePartition(Partition):
         self._exhausted = True
         if self._tail:
             self._lines = [self._tail]
-            self._skipped[self._line + 1] = self._skipped.get(self._line + 1, 0) - 1  # it has no line break
+            number = self._start.line + 1
+            self._skipped[number] = self._skipped.get(number, 0) - 1  # it has no line break
             self._tail = b""
 
 

@@ -43,8 +43,8 @@ class _MemoryPartition(Partition):
         self.done = len(records) < limit
         return records
 
-    def position(self) -> int:
-        return self._offset
+    def position(self, back: int = 0) -> int:
+        return self._offset - back
 
     def decode(self, raw: Raw) -> Event:
         if isinstance(raw, self._event):
