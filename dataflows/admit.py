@@ -40,6 +40,9 @@ DISCARDED = 2
 GLOBAL_GROUP = 1
 """The key group of a global model: not the one of the reader, so that two workers share the work."""
 
+FAR = 1000 * 366 * 86_400_000_000
+"""A label delay of a thousand years (µs) is a mistake, and would lead beyond what a date can be."""
+
 Row = tuple[int, Any, int, tuple[Any, ...] | None]
 """(place of the question in the batch, or -1 to observe only; entity; time; values, or None to read only)."""
 
@@ -60,7 +63,7 @@ def key_group(key: Any, groups: int) -> int:
     >>> key_group("card-7", 16) == key_group("card-7", 16)
     True
     """
-    return crc32(str(key).encode()) % groups
+    return crc32(str(key).encode("utf-8", "surrogatepass")) % groups
 
 
 class Work:
@@ -251,8 +254,9 @@ class Admit:
         self._groups = groups
         self._derived = [f for f in job.features if isinstance(f, Derived)]
         self._entities = [_EntityRows(i, e, job, groups) for i, e in enumerate(job.entities)]
-        # Label-derived features over columns of which the types alone do not say that every value will do.
-        doubtful = [e.of == "labels" and not set(e.columns) <= job.trusted_columns for e in job.entities]
+        # Features over columns of which the types alone do not say that every value will do.
+        doubtful = [not set(e.columns) <= job.trusted_columns for e in job.entities]
+        self._slack: int = job.time.lateness if job.time.order == "arrival" else 0
         self._wary = [entity for entity, doubt in zip(self._entities, doubtful, strict=True) if doubt]
         self._static = _static_values(job)
         self._per = _key_getter(job.per, job) if job.per else None
@@ -345,6 +349,8 @@ class Admit:
                 self._check_entities(row, entities)
             key = self._per(row) if self._per is not None else None
             delay = self._delay(event) if self._kind == "field" else 0
+            if delay > FAR:
+                raise ValueError(f"a label delay of {delay} µs")
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises spoils its event, not the job
             self._reject("function_error", f"{type(error).__name__}: {error}", item, work)
             return
@@ -366,16 +372,18 @@ class Admit:
             self._push_out_oldest(work)
 
     def _check_entities(self, row: dict[str, Any], entities: list[Any]) -> None:
-        """Refuse now what a label-derived feature would refuse later, when the event is long gone."""
+        """Refuse what one feature would refuse before another has seen the event."""
         label = NO_LABEL if self._kind == "stream" else row[self._label.field]
         for entity, _, values in entities:
             if entity in self._wary:
-                entity.check(values, label)
+                entity.check(values, label if entity.of_labels else NO_LABEL)
 
     def _with_derived(self, event: Event, row: dict[str, Any]) -> dict[str, Any]:
         row = row.copy()
         for derived in self._derived:
-            row[derived.name] = derived.fn(event)
+            value = row[derived.name] = derived.fn(event)
+            if type(value) is float and value - value != 0.0:  # NaN and infinities would poison sums and models
+                raise ValueError(f"{derived.name} gave {value}")
         return row
 
     def _entity_rows(self, event: Event, row: dict[str, Any]) -> list[tuple[_EntityRows, Any, tuple[Any, ...] | None]]:
@@ -502,7 +510,7 @@ class Admit:
         if self._label.revisions == "last":
             self._revise(seq, value)
         else:
-            self._answer(seq, value, max(label_time, time), False, work)
+            self._answer(seq, value, self._revealed_at(max(label_time, time)), False, work)
 
     def _revise(self, seq: int, value: Any) -> None:
         """The newest label so far, learned when the horizon ends."""
@@ -545,7 +553,11 @@ class Admit:
                 self._revise(seq, value)
         else:
             for seq in seqs:
-                self._answer(seq, value, time, False, work)
+                self._answer(seq, value, self._revealed_at(time), False, work)
+
+    def _revealed_at(self, time: int) -> int:
+        """When a label became known: its own time, or as late as features may hear of it."""
+        return max(time, self._clock - self._slack)
 
     def _unmatched(self, match: Hashable, value: Any, item: Item, work: Work) -> None:
         closed = self._closed.entries.get(match, NO_LABEL)

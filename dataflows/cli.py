@@ -268,6 +268,7 @@ def status_line(status: dict[str, Any], rate: float) -> str:
 def _summary(console: Console, job: Job, status: dict[str, Any], seconds: float, launcher: Launcher) -> None:
     counts = status.get("counts", {})
     table = Table(show_header=False, title=f"{job.name}: {job.model_name}", title_justify="left")
+    table.add_row("records read", f"{status.get('read', 0):,}")
     table.add_row("events", f"{status.get('questions', 0):,}")
     for name in ("predictions", "outcomes"):
         table.add_row(name, f"{counts.get(name, 0):,}")

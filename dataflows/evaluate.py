@@ -17,7 +17,7 @@ from typing import Any
 
 from river import metrics, utils
 
-from dataflows.events import Metrics, Outcome, Prediction, Record, Reject, to_datetime
+from dataflows.events import Metrics, Outcome, Prediction, Record, Reject, reject, to_datetime
 from dataflows.job import Job
 
 Said = tuple[int, Record, Any, int]
@@ -101,7 +101,12 @@ class Evaluator:
         self._newest: int | None = None
         if state is not None:
             self._metrics, self.outcomes, self._period, self._newest = pickle.loads(state)
-        self._plan = [(m, getattr(m, "requires_labels", False)) for m in self._metrics]
+        self._plan = [
+            (name, metric, getattr(metric, "requires_labels", False))
+            for name, metric in zip(self._names, self._metrics, strict=True)
+        ]
+        self.faults: list[str] = []
+        """What metrics had against the outcomes added since somebody looked."""
 
     def snapshot(self) -> bytes:
         """All state as bytes."""
@@ -114,8 +119,11 @@ class Evaluator:
             report = self._period_passed(moment)
         # No opinion is not scored, as in river: a classifier that has seen no label yet gives {}.
         if output is not None and output != {}:
-            for metric, wants_label in self._plan:
-                metric.update(label, most_probable(output) if wants_label else output)
+            for name, metric, wants_label in self._plan:
+                try:
+                    metric.update(label, most_probable(output) if wants_label else output)
+                except Exception as error:  # noqa: BLE001 - a figure that cannot be had must not stop the job
+                    self.faults.append(f"{name}: {type(error).__name__}: {error}")
         self.outcomes += 1
         if self._newest is None or moment > self._newest:
             self._newest = moment
@@ -133,7 +141,7 @@ class Evaluator:
 
     def values(self) -> dict[str, float | None]:
         """The metrics by name; None where one is not defined yet."""
-        return {name: _finite(metric.get()) for name, metric in zip(self._names, self._metrics, strict=True)}
+        return {name: _value(metric) for name, metric in zip(self._names, self._metrics, strict=True)}
 
     def now(self) -> Metrics | None:
         """A report as of now, None before the first outcome."""
@@ -142,8 +150,11 @@ class Evaluator:
         return Metrics(to_datetime(self._newest), self.outcomes, self.values())
 
 
-def _finite(value: Any) -> float | None:
-    number = float(value)
+def _value(metric: Any) -> float | None:
+    try:
+        number = float(metric.get())
+    except Exception:  # noqa: BLE001 - as when it is updated
+        return None
     return number if math.isfinite(number) else None
 
 
@@ -186,6 +197,10 @@ class Publisher:
             elif kind is Outcome:
                 outcomes += 1
                 report = self.evaluator.add(record.label, output, moment)  # type: ignore[union-attr]
+                while self.evaluator.faults:
+                    refused = reject("metric_error", self.evaluator.faults.pop(), f"event {record.id!r}", b"")  # type: ignore[union-attr]
+                    self._count_reject(refused)
+                    records.append(refused)
                 if report is not None:
                     records.append(self._count_report(report))
             else:

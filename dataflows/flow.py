@@ -42,7 +42,7 @@ from dataflows.admit import GLOBAL_GROUP, Admit, Work
 from dataflows.connectors.files import Jsonl
 from dataflows.evaluate import Publisher
 from dataflows.events import Metrics, Outcome, Prediction, Reject, encode, encode_lines
-from dataflows.job import KINDS, Job, Sink
+from dataflows.job import KINDS, Job, JobError, Sink
 from dataflows.learner import Learner
 from dataflows.order import OrderLog, Reader
 from dataflows.replay import SWEEP_EVERY, answer_rows, empties_of, empty_columns, entity_features, inputs_of
@@ -100,6 +100,10 @@ def output_sinks(job: Job, directory: Path) -> dict[str, Sink]:
         declared = getattr(job.outputs, kind)
         if declared is not None:
             sinks[kind] = Jsonl(directory / f"{kind}.jsonl") if type(declared) is Sink else declared
+    paths = [sink.path.resolve() for sink in sinks.values() if isinstance(sink, Jsonl)]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise JobError(f"Outputs: two kinds of records go to {path}. Hint: a file holds one kind")
     return sinks
 
 

@@ -399,6 +399,7 @@ class Job(BaseModel):
                 used = {feature.key}
             elif isinstance(feature, Entity):
                 used = set(feature.key) | (set(feature.columns) if feature.of == "events" else set())
+            used |= _attributes_read(getattr(feature, "fn", None)) | _attributes_read(getattr(feature, "where", None))
             if self.label.field in used:
                 raise JobError(
                     f"Job: {self.label.field!r} is the label, known only after the question, so no feature may read "
@@ -415,7 +416,11 @@ class Job(BaseModel):
                     f"Label: {event.__name__} and {label.__name__} are matched by id, so both must name one. "
                     "Hint: class X(Event, id='FIELD', ...), or match by entity and time with on=, at="
                 )
+            self._check_same_type(event.id_field, label.id_field)
             return
+        for name in self.label.on:
+            if name in event.model_fields and name in label.model_fields:
+                self._check_same_type(name, name)
         _require(self.label.on, set(label.model_fields), f"Label on={self.label.on}", label)
         _require(self.label.on, set(event.model_fields), f"Label on={self.label.on}", event)
         _require([self.label.at or ""], set(label.model_fields), f"Label at={self.label.at!r}", label)
@@ -424,6 +429,17 @@ class Job(BaseModel):
             raise JobError(
                 f"Job: Label at={self.label.at!r} must hold the event time of {event.__name__}: a datetime, "
                 "or a number where its time is one (then in the same unit)"
+            )
+
+    def _check_same_type(self, of_event: str, of_label: str) -> None:
+        event, label = self.events.event, self.label_class
+        kinds = [
+            plain_types(event.model_fields[of_event].annotation), plain_types(label.model_fields[of_label].annotation)
+        ]  # fmt: skip
+        if kinds[0] != kinds[1]:
+            raise JobError(
+                f"Job: {event.__name__}.{of_event} and {label.__name__}.{of_label} are matched but of different types, "
+                f"{kinds[0]} and {kinds[1]}, so no label would ever find its question"
             )
 
     def _check_names(self) -> None:
@@ -444,6 +460,12 @@ class Job(BaseModel):
                 raise JobError(f"Job: {type(inner).__name__} cannot measure a {self.model_name}")
             if not _gives_number(metric):
                 raise JobError(f"Job: {type(inner).__name__} gives no number to report. Hint: metrics.ROCAUC()")
+
+
+def _attributes_read(function: Any) -> set[str]:
+    """The attributes that a plain function reads, of whatever object: enough to find one that reads the label."""
+    code = getattr(function, "__code__", None)
+    return set() if code is None else set(code.co_names)
 
 
 def _gives_number(metric: Any) -> bool:
@@ -484,12 +506,18 @@ def _seed(estimator: Any) -> Any:
 def _estimators(model: Any, path: str) -> Any:
     """The model and all estimators in its parameters and steps, with a path to name each."""
     yield path, model
-    parts = dict(getattr(model, "steps", None) or getattr(model, "transformers", None) or {})
-    if not parts and isinstance(model, base.Base):
-        parts = {k: v for k, v in model._get_params().items() if isinstance(v, base.Base)}
+    parts: dict[Any, Any] = dict(model._get_params()) if isinstance(model, base.Base) else {}
+    for holder in ("steps", "transformers", "models"):
+        held = getattr(model, holder, None)
+        parts |= held if isinstance(held, dict) else {f"{holder}[{i}]": m for i, m in enumerate(_listed(held))}
     for name, part in parts.items():
-        if isinstance(part, base.Base):
-            yield from _estimators(part, f"{path}.{name}")
+        for i, one in enumerate([part, *_listed(part), *(part.values() if isinstance(part, dict) else ())]):
+            if isinstance(one, base.Base):
+                yield from _estimators(one, f"{path}.{name}" if i == 0 else f"{path}.{name}[{i - 1}]")
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _require(names: Any, known: set[str], what: str, event: type[Event]) -> None:

@@ -244,11 +244,17 @@ class Launcher:
         made_for = self._state / "job.json"
         if not any(recovery.glob("*.sqlite3")):
             self._refuse_foreign_outputs()
+            made_for.write_text(json.dumps(self._fingerprint(), indent=1))
             recovery.mkdir(exist_ok=True)
             init_db_dir(recovery, 1)
-            made_for.write_text(json.dumps(self._fingerprint(), indent=1))
             return
-        self._compare(json.loads(made_for.read_text()))
+        try:
+            kept = json.loads(made_for.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            raise RunError(
+                f"{made_for} is missing or damaged, so it cannot be told whose state this is. Hint: --fresh"
+            ) from None
+        self._compare(kept)
         if isinstance(self._job.events, Stdin):
             raise RunError(
                 f"standard input cannot be read again, so the run in {self.directory} cannot go on. Hint: --fresh"

@@ -10,27 +10,36 @@ import gzip
 import os
 import select
 import sys
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from zlib import crc32
 
 from pydantic import BaseModel
 
 from dataflows.events import Event, Undecodable, csv_fields, csv_row
 from dataflows.job import Sink, SinkWriter
-from dataflows.order import InputError, Partition, Raw, Source
+from dataflows.order import InputError, OrderLogError, Partition, Raw, Source
 
 MAX_RECORD_BYTES = 1 << 20
 """A longer record is rejected as `too_long`; of its bytes this many are kept."""
 
 _READ_BYTES = 1 << 18
+_HEAD_BYTES = 1 << 12
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Position(NamedTuple):
-    """Where a line file is read next: bytes and lines already taken."""
+    """Where a line file is read next: bytes and lines already taken; and how the file began, to know it again."""
 
     byte: int = 0
     line: int = 0
+    head_size: int = 0
+    head_crc: int = 0
+
+
+class _Broken(bytes):
+    """Stands, as the last record, for what a damaged compressed file no longer gives."""
 
 
 class LineFile(Source):
@@ -140,8 +149,9 @@ class _LinePartition(Partition):
         self._stream = stream
         self._follow = follow
         self._start = position  # of the first of _lines
+        self._head = b""  # how the file begins
         if position.byte:
-            stream.seek(position.byte)
+            self._head = self._recognise(position)
         self._lines: list[bytes] = []  # read and cut; those before _next were pulled
         self._next = 0
         self._tail = b""
@@ -161,13 +171,33 @@ class _LinePartition(Partition):
         taken = self._lines[: self._next - back]
         line = self._start.line + len(taken)
         skipped = sum(size for number, size in self._skipped.items() if self._start.line < number <= line)
-        return Position(self._start.byte + sum(map(len, taken)) + len(taken) + skipped, line)
+        byte = self._start.byte + sum(map(len, taken)) + len(taken) + skipped
+        head = self._head[:byte]
+        return Position(byte, line, len(head), crc32(head))
+
+    def _recognise(self, position: Position) -> bytes:
+        """Go on at a position, if this is still the file that was read up to there; how it begins."""
+        head: bytes = self._stream.read(_HEAD_BYTES)
+        self._stream.seek(position.byte - 1)
+        before = self._stream.read(1)
+        if len(before) < 1 or crc32(head[: position.head_size]) != position.head_crc:
+            raise OrderLogError(
+                f"{self.name}: {position.byte} bytes of it were read before, but it was cut or replaced since. "
+                "Hint: restore it, or start with --fresh"
+            )
+        return head
 
     def close(self) -> None:
         self._stream.close()
 
     def _read_more(self) -> None:
-        chunk = self._stream.read(_READ_BYTES)
+        try:
+            chunk = self._stream.read(_READ_BYTES)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            self._end_broken(error)
+            return
+        if not self._head and chunk and not self._start.byte:
+            self._head = chunk[:_HEAD_BYTES]
         if chunk is None:
             return
         self._start = self.position()
@@ -192,6 +222,13 @@ class _LinePartition(Partition):
         self._skipped[number] = self._skipped.get(number, 0) + len(line) - MAX_RECORD_BYTES - 1
         return line[: MAX_RECORD_BYTES + 1]
 
+    def _end_broken(self, error: Exception) -> None:
+        """A compressed file that breaks off: what came before is good, the rest is one reject."""
+        self._start = self.position()
+        self._next = 0
+        self._lines = [_Broken(f"{type(error).__name__}: {error}".encode())]
+        self._exhausted = True
+
     def _at_end(self) -> None:
         if self._follow:
             return
@@ -209,6 +246,8 @@ class _JsonPartition(_LinePartition):
             raise Undecodable("too_long", f"longer than {MAX_RECORD_BYTES} bytes")
         if raw[:3] == _BYTE_ORDER_MARK:  # type: ignore[index]
             raw = raw[3:]  # type: ignore[index]
+        if isinstance(raw, _Broken):
+            raise Undecodable("broken_file", raw.decode())
         return self._event.decode(raw)  # type: ignore[arg-type]
 
 
@@ -231,6 +270,8 @@ class _CsvPartition(_LinePartition):
     def decode(self, raw: Raw) -> Event:
         if len(raw) > MAX_RECORD_BYTES:  # type: ignore[arg-type]
             raise Undecodable("too_long", f"longer than {MAX_RECORD_BYTES} bytes")
+        if isinstance(raw, _Broken):
+            raise Undecodable("broken_file", raw.decode())
         line = raw.removesuffix(b"\r")  # type: ignore[union-attr]
         return self._event.from_row(csv_row(self._header, line, self._event.text_fields))
 
