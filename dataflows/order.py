@@ -43,7 +43,8 @@ CHUNK = 256
 
 IDLE = 0
 DONE = -1
-"""In the log, in place of a number of pulled records: the partition was judged idle, or came to its end."""
+OPENED = -2
+"""In the log, in place of a number of pulled records: the partition was judged idle, came to its end, or is new."""
 
 Raw = bytes | Event | dict[str, Any]
 Item = tuple[int, int, EventId | None, str, int, Event, Raw]
@@ -144,7 +145,7 @@ class OrderLogError(RuntimeError):
 class LogEntry(msgspec.Struct, frozen=True, array_like=True):
     """How one batch was made: its number, the pulls before it, the items in it, the watermark, the end.
 
-    A pull is (partition, records), or (partition, `IDLE`), or (partition, `DONE`).
+    A pull is (partition, records), or what became of the partition: `OPENED`, `IDLE` or `DONE`.
     """
 
     number: int
@@ -310,7 +311,10 @@ class Reader:
         self._log = log
         self._sorted = time.order == "event_time"
         state = state or {}
-        self._lanes = _open_lanes(inputs, follow, state.get("lanes", {}))
+        saved = state.get("lanes", {})
+        opened = _open_lanes(inputs, follow, saved)
+        self._lanes = {name: lane for name, lane in opened.items() if name in saved}
+        self._new = {name: lane for name, lane in opened.items() if name not in saved}
         self._alone = len(self._lanes) == 1
         self.number: int = state.get("number", 0)
         self.watermark: int | None = state.get("watermark")
@@ -328,7 +332,7 @@ class Reader:
     @property
     def finished(self) -> bool:
         """All inputs are at their end and every batch has left."""
-        return self._ended and not self._replay and all(lane.ended for lane in self._lanes.values())
+        return self._ended and not self._replay and not self._new and self._all_ended()
 
     @property
     def replaying(self) -> bool:
@@ -339,9 +343,11 @@ class Reader:
         """The next batch, or None when nothing is to be had now (or, if `finished`, ever)."""
         if self._replay:
             return self._logged_batch(self._replay.popleft())
+        for name in list(self._new):
+            self._open(name)
         self._fill()
         now = wall.monotonic()
-        at_end = self._at_end()
+        at_end = self._all_ended()
         if not self._ready and not self._rejects and (self._ended or not at_end):
             return None
         if len(self._ready) < self._batch_size and not at_end and not self._lingered(now):
@@ -368,8 +374,7 @@ class Reader:
 
     def close(self) -> None:
         """Close the inputs and the log."""
-        for lane in self._lanes.values():
-            lane.part.close()
+        _close_all(self._lanes | self._new)
         if self._log is not None:
             self._log.close()
 
@@ -434,7 +439,13 @@ class Reader:
             self._waiting_since = now
         return now - self._waiting_since >= self._linger
 
-    def _at_end(self) -> bool:
+    def _open(self, name: str) -> None:
+        """Take a new partition in; logged, as from now on the order depends on it."""
+        self._lanes[name] = self._new.pop(name)
+        self._alone = len(self._lanes) == 1
+        self._pulls.append((name, OPENED))
+
+    def _all_ended(self) -> bool:
         return all(lane.ended for lane in self._lanes.values())
 
     def _take(self, count: int, end: bool) -> Batch:
@@ -452,6 +463,8 @@ class Reader:
         if entry.number != self.number + 1:
             raise OrderLogError(f"the order log goes from batch {self.number} to {entry.number}: entries are missing")
         for name, count in entry.pulls:
+            if count == OPENED and name in self._new:
+                self._open(name)
             if name not in self._lanes:
                 raise OrderLogError(f"partition {name!r} of batch {entry.number} is gone. Hint: put the file back")
             self._pull_logged(self._lanes[name], count, entry.number)

@@ -181,6 +181,7 @@ class _LinePartition(Partition):
         self._stream.seek(position.byte - 1)
         before = self._stream.read(1)
         if len(before) < 1 or crc32(head[: position.head_size]) != position.head_crc:
+            self._stream.close()
             raise OrderLogError(
                 f"{self.name}: {position.byte} bytes of it were read before, but it was cut or replaced since. "
                 "Hint: restore it, or start with --fresh"

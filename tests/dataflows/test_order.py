@@ -545,7 +545,9 @@ def test_a_partition_that_is_gone_is_refused(logged: Files) -> None:
     reader = Reader(inputs, logged.time, log=OrderLog(logged.log))
     with closing(reader), pytest.raises(OrderLogError, match=r"partition 'labels' of batch 1 is gone.*Hint"):
         batches(reader)
-    state = logged.reader(log=False).snapshot()
+    with closing(logged.reader(log=False)) as first:
+        first.next_batch()
+        state = first.snapshot()
     with pytest.raises(OrderLogError, match=r"gone: a, labels.*Hint"):
         Reader([memory("b", [])], logged.time, state=state)
 
