@@ -98,8 +98,8 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore")
 
     id_field: ClassVar[str | None] = None
-    time_field: ClassVar[str | None] = None
-    time_scale: ClassVar[int | float | None] = None
+    time_field: ClassVar[str] = ""
+    time_scale: ClassVar[int | None] = None
     text_fields: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -136,7 +136,7 @@ class Event(BaseModel):
 
     @classmethod
     def _check_time(cls, unit: Unit | None) -> None:
-        if cls.time_field is None:
+        if not cls.time_field:
             raise TypeError(f"{cls.__name__} names no event time. Hint: class {cls.__name__}(Event, time='FIELD')")
         kinds = plain_types(cls._annotation("time", cls.time_field))
         cls._refuse_missing(cls.time_field, "time")
@@ -178,7 +178,7 @@ class Event(BaseModel):
         """The id, or None for classes without one; raises `Undecodable` for integers beyond 64 bits."""
         if self.id_field is None:
             return None
-        value = getattr(self, self.id_field)
+        value = self.__dict__[self.id_field]
         if type(value) is int:
             if not -INT64 <= value < INT64:
                 raise Undecodable("invalid", f"{self.id_field}: {_short(value)} does not fit 64 bits")
@@ -187,10 +187,11 @@ class Event(BaseModel):
 
     def event_time(self) -> int:
         """The event time in microseconds since 1970-01-01T00:00:00Z."""
-        value = getattr(self, self.time_field or "")
-        if self.time_scale is None:
+        value = self.__dict__[self.time_field]
+        scale = self.time_scale
+        if scale is None:
             return to_time_us(value)
-        return int(value * self.time_scale) if type(value) is int else round(value * self.time_scale)
+        return value * scale if type(value) is int else round(value * scale)
 
     @classmethod
     def decode(cls, raw: bytes | str) -> Self:

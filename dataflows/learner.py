@@ -126,7 +126,13 @@ class Learner:
             self._open[seq] = (id, at, kept, output, key, version)
         else:
             self._open[seq] = (id, at, None, output, key, version)
-            self._teach(model, x, id, at, position, said)
+            try:
+                model.learn(x)
+            except Exception as error:  # noqa: BLE001 - as above
+                detail = f"learning: {type(error).__name__}: {error}"
+                self._fail("model_error", detail, id, at, values, position, said)
+                return
+            model.version += 1
 
     def _learn(self, operation: tuple[Any, ...], said: list[Said]) -> None:
         _, position, seq, label, moment, assumed = operation
@@ -137,23 +143,16 @@ class Learner:
         model = self._models[key]
         if kept is not None:
             x = dict(zip(self._names, kept, strict=True)) if type(kept) is tuple else kept
-            if not self._teach(model, x, id, at, position, said, label):
+            try:
+                model.learn(x, label)
+            except Exception as error:  # noqa: BLE001 - as above
+                detail = f"learning: {type(error).__name__}: {error}"
+                self._fail("model_error", detail, id, at, tuple(x.values()), position, said)
                 return
+            model.version += 1
         shown = output.get(True, 0.0) if self._shows_probability else output
         outcome = Outcome(id, at, shown, label, to_datetime(moment), model.name, version, model.version, assumed)
         said.append((position, outcome, output, moment))
-
-    def _teach(
-        self, model: _Model, x: dict[str, Any], id: Any, at: datetime, position: int, said: list[Said], *label: Any
-    ) -> bool:
-        try:
-            model.learn(x, *label)
-        except Exception as error:  # noqa: BLE001 - as above
-            detail = f"learning: {type(error).__name__}: {error}"
-            self._fail("model_error", detail, id, at, tuple(x.values()), position, said)
-            return False
-        model.version += 1
-        return True
 
     def _create(self, key: Any) -> _Model:
         # A pickle round trip first, so that a model behaves the same before and after a checkpoint.

@@ -245,11 +245,14 @@ class _JsonPartition(_LinePartition):
     def decode(self, raw: Raw) -> Event:
         if len(raw) > MAX_RECORD_BYTES:  # type: ignore[arg-type]
             raise Undecodable("too_long", f"longer than {MAX_RECORD_BYTES} bytes")
-        if raw[:3] == _BYTE_ORDER_MARK:  # type: ignore[index]
-            raw = raw[3:]  # type: ignore[index]
-        if isinstance(raw, _Broken):
-            raise Undecodable("broken_file", raw.decode())
-        return self._event.decode(raw)  # type: ignore[arg-type]
+        try:
+            return self._event.decode(raw)  # type: ignore[arg-type]
+        except Undecodable:
+            if isinstance(raw, _Broken):
+                raise Undecodable("broken_file", raw.decode()) from None
+            if raw[:3] == _BYTE_ORDER_MARK:  # type: ignore[index]
+                return self._event.decode(raw[3:])  # type: ignore[index]
+            raise
 
 
 class _CsvPartition(_LinePartition):
