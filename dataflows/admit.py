@@ -17,18 +17,15 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from math import inf
-from operator import itemgetter
 from typing import Any
-from zlib import crc32
 
-from dataflows.events import Event, EventId, Reject, plain_types, reject, to_time_us
+from dataflows.events import Event, EventId, Reject, reject
 from dataflows.job import DISCARD, Job, delay_function
 from dataflows.order import LABEL, Batch, Item, Raw, raw_bytes
-from features.lookup import Lookup
-from features.spec import Derived, Entity, Fields
-from features.state import value_check
+from dataflows.rows import NO_LABEL, EntityRows, key_getter, key_group, matchers, static_values
+from features.spec import Derived
 
 QUESTION = 0
 ANSWER = 1
@@ -45,25 +42,6 @@ FAR = 1000 * 366 * 86_400_000_000
 
 Row = tuple[int, Any, int, tuple[Any, ...] | None]
 """(place of the question in the batch, or -1 to observe only; entity; time; values, or None to read only)."""
-
-
-class _NoLabel:
-    """The type of `NO_LABEL`: labels may be None, 0, False or "", so absence has an object of its own."""
-
-    def __reduce__(self) -> str:
-        return "NO_LABEL"
-
-
-NO_LABEL = _NoLabel()
-
-
-def key_group(key: Any, groups: int) -> int:
-    """The key group of an entity, the same in every process: crc32 of its text.
-
-    >>> key_group("card-7", 16) == key_group("card-7", 16)
-    True
-    """
-    return crc32(str(key).encode("utf-8", "surrogatepass")) % groups
 
 
 class Work:
@@ -161,80 +139,6 @@ class _DueQueue:
         return first
 
 
-class _EntityRows:
-    """How one Entity declaration takes its key and values from an event."""
-
-    __slots__ = ("index", "of_labels", "key", "values", "where", "label_at", "width", "places", "_check")
-
-    def __init__(self, index: int, entity: Entity, job: Job, groups: int) -> None:
-        label_field = job.label.field
-        self.index = index
-        self.places = [(index, group) for group in range(groups)]  # one tuple each, not one per event
-        self.of_labels = entity.of == "labels"
-        self.key = _key_getter(entity.key, job)
-        self.label_at = -1
-        columns = entity.columns
-        self.width = len(columns)
-        if self.of_labels and label_field in columns:
-            self.label_at = columns.index(label_field)
-        self.values = _values_getter(columns, label_field if self.of_labels else None)
-        self.where = entity.where
-        self._check = value_check(entity)
-
-    def check(self, values: tuple[Any, ...] | None, label: Any) -> None:
-        """Raises TypeError or ValueError for what a label-derived feature could not take once the label is known."""
-        if values is not None:
-            self._check(values if label is NO_LABEL else self.answered(values, label))
-
-    def answered(self, values: tuple[Any, ...], label: Any) -> tuple[Any, ...]:
-        """The values with the label in its place."""
-        at = self.label_at
-        if at < 0:
-            return values
-        return (label,) if len(values) == 1 else (*values[:at], label, *values[at + 1 :])
-
-
-def canonical(part: Any) -> Any:
-    """A key, or part of one, that is equal exactly where its text is: other types than text and int become text.
-
-    An entity's key group comes from its text, its state from equality; 0.0 and -0.0, or 1 and True, must not be one
-    entity in one group and two in two.
-
-    >>> canonical(7), canonical("a"), canonical(True), canonical(None), canonical([1])
-    (7, 'a', 'True', None, '[1]')
-    """
-    return part if type(part) is int or type(part) is str or part is None else str(part)
-
-
-def _key_getter(names: tuple[str, ...], job: Job) -> Callable[[dict[str, Any]], Any]:
-    """The entity's key, None if any part of it is None: then there is no entity to keep features of."""
-    fields = job.events.event.model_fields
-    derived = {f.name for f in job.features if isinstance(f, Derived)}
-    plain = all(n in fields and n not in derived and plain_types(fields[n].annotation) <= {int, str} for n in names)
-    if len(names) == 1:
-        get = itemgetter(names[0])
-        return get if plain else lambda row: canonical(get(row))
-
-    def compound(row: dict[str, Any]) -> tuple[Any, ...] | None:
-        key = tuple([canonical(row[name]) for name in names])
-        return None if None in key else key
-
-    return compound
-
-
-def _values_getter(columns: tuple[str, ...], hole: str | None) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    names = [c for c in columns if c != hole]
-    if not names:
-        nothing = (None,) * len(columns)
-        return lambda row: nothing
-    if len(names) < len(columns):
-        return lambda row: tuple([None if c == hole else row[c] for c in columns])
-    if len(names) == 1:
-        name = names[0]
-        return lambda row: (row[name],)
-    return itemgetter(*names)
-
-
 class Admit:
     """Turns ordered batches into work for the features and the learner; holds ids, open questions, early labels.
 
@@ -253,18 +157,18 @@ class Admit:
         self._kind = job.label.kind
         self._groups = groups
         self._derived = [f for f in job.features if isinstance(f, Derived)]
-        self._entities = [_EntityRows(i, e, job, groups) for i, e in enumerate(job.entities)]
+        self._entities = [EntityRows(i, e, job, groups) for i, e in enumerate(job.entities)]
         # Features over columns of which the types alone do not say that every value will do.
         doubtful = [not set(e.columns) <= job.trusted_columns for e in job.entities]
         self._slack: int = job.time.lateness if job.time.order == "arrival" else 0
         self._wary = [entity for entity, doubt in zip(self._entities, doubtful, strict=True) if doubt]
-        self._static = _static_values(job)
-        self._per = _key_getter(job.per, job) if job.per else None
+        self._static = static_values(job)
+        self._per = key_getter(job.per, job) if job.per else None
         self._global_group = GLOBAL_GROUP % groups
         self._delay = delay_function(job.label)
         self._has_ids = job.events.event.id_field is not None
-        self._match_event, self._match_label = _matchers(job)
-        self._target_key = _key_getter(job.label.by, job) if job.label.by else None
+        self._match_event, self._match_label = matchers(job)
+        self._target_key = key_getter(job.label.by, job) if job.label.by else None
         state = state or {}
         self.counts: Counter[str] = state.get("counts", Counter())
         self._clock: int = state.get("clock", -(2**63))
@@ -386,7 +290,7 @@ class Admit:
                 raise ValueError(f"{derived.name} gave {value}")
         return row
 
-    def _entity_rows(self, event: Event, row: dict[str, Any]) -> list[tuple[_EntityRows, Any, tuple[Any, ...] | None]]:
+    def _entity_rows(self, event: Event, row: dict[str, Any]) -> list[tuple[EntityRows, Any, tuple[Any, ...] | None]]:
         """By entity declaration the key and values of the event; values are None where `where` is not met."""
         rows = []
         for entity in self._entities:
@@ -397,7 +301,7 @@ class Admit:
 
     def _ask(
         self, work: Work, group: int, id: EventId, time: int, late: bool, key: Any, static: tuple[Any, ...],
-        entities: list[tuple[_EntityRows, Any, tuple[Any, ...] | None]],
+        entities: list[tuple[EntityRows, Any, tuple[Any, ...] | None]],
     ) -> tuple[Any, ...]:  # fmt: skip
         """Tell features and learner of the question; the rows that label-derived features will need of it."""
         place = work.questions
@@ -672,44 +576,3 @@ def _resume(state: dict[str, Any], name: str, limit: int) -> _Remembered:
     remembered: _Remembered = state.get(name, _Remembered(limit))
     remembered.limit = limit
     return remembered
-
-
-def _matchers(job: Job) -> tuple[Callable[[dict[str, Any], EventId, int], Hashable], Callable[[Any, Any], Hashable]]:
-    """How an event and a label name the question that they share."""
-    label = job.label
-    if label.on is None or label.at is None:
-        return (lambda row, id, time: id), (lambda event, id: id)
-    names, at = label.on, label.at
-    scale = job.events.event.time_scale
-
-    def of_event(row: dict[str, Any], id: EventId, time: int) -> Hashable:
-        return (*[canonical(row[n]) for n in names], time)
-
-    def of_label(event: Any, id: Any) -> Hashable:
-        asked_at = getattr(event, at)
-        time = round(asked_at * scale) if isinstance(asked_at, int | float) and scale else to_time_us(asked_at)
-        return (*[canonical(getattr(event, n)) for n in names], time)
-
-    return of_event, of_label
-
-
-def _static_values(job: Job) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    """The feature values that the event alone gives: fields, derived values, rows of static tables."""
-    steps: list[Callable[[dict[str, Any]], tuple[Any, ...]]] = []
-    names: tuple[str, ...] = ()
-    for feature in job.features:
-        if isinstance(feature, Fields | Derived):
-            names += feature.feature_names
-        elif isinstance(feature, Lookup):
-            steps += [_values_getter(names, None)] if names else []
-            steps.append(_lookup(feature))
-            names = ()
-    steps += [_values_getter(names, None)] if names or not steps else []
-    if len(steps) == 1:
-        return steps[0]
-    return lambda row: tuple([value for step in steps for value in step(row)])
-
-
-def _lookup(feature: Lookup) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    table, key = feature.load(), feature.key
-    return lambda row: table.get(row[key])

@@ -20,7 +20,8 @@ from dataflows.connectors import Stdin, Stdout
 from dataflows.evaluate import metric_name
 from dataflows.events import Metrics, describe_faults, to_datetime
 from dataflows.job import KINDS, Job, JobError, Label
-from dataflows.order import InputError, OrderLogError
+from dataflows.order import InputError
+from dataflows.orderlog import OrderLogError
 from dataflows.runtime import Launcher, RunError, load_job, with_inputs
 from features.spec import Entity, duration_text
 

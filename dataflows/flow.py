@@ -44,7 +44,8 @@ from dataflows.evaluate import Publisher
 from dataflows.events import Metrics, Outcome, Prediction, Reject, encode, encode_lines
 from dataflows.job import KINDS, Job, JobError, Sink
 from dataflows.learner import Learner
-from dataflows.order import OrderLog, Reader
+from dataflows.order import Reader
+from dataflows.orderlog import OrderLog
 from dataflows.replay import SWEEP_EVERY, answer_rows, empties_of, empty_columns, entity_features, inputs_of
 
 _KIND_OF = {Prediction: "predictions", Outcome: "outcomes", Metrics: "metrics", Reject: "rejects"}

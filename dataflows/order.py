@@ -19,19 +19,17 @@ A model that learns on every event depends on the order of all events, so the or
 from __future__ import annotations
 
 import heapq
-import os
 import time as wall
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import inf
-from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from dataflows.events import Event, EventId, Reject, Undecodable, encode, reject, to_datetime, to_time_us
+from dataflows.orderlog import DONE, IDLE, OPENED, LogEntry, OrderLog, OrderLogError
 from features.spec import duration
 
 LABEL = 0
@@ -40,11 +38,6 @@ EVENT = 1
 
 CHUNK = 256
 """Records pulled from a partition at the most before looking for a fuller batch."""
-
-IDLE = 0
-DONE = -1
-OPENED = -2
-"""In the log, in place of a number of pulled records: the partition was judged idle, came to its end, or is new."""
 
 Raw = bytes | Event | dict[str, Any]
 Item = tuple[int, int, EventId | None, str, int, Event, Raw]
@@ -136,62 +129,6 @@ class Source(BaseModel):
 
 class InputError(RuntimeError):
     """An input that cannot be read as it is declared."""
-
-
-class OrderLogError(RuntimeError):
-    """The order log or an input no longer agrees with the checkpoint."""
-
-
-class LogEntry(msgspec.Struct, frozen=True, array_like=True):
-    """How one batch was made: its number, the pulls before it, the items in it, the watermark, the end.
-
-    A pull is (partition, records), or what became of the partition: `OPENED`, `IDLE` or `DONE`.
-    """
-
-    number: int
-    pulls: list[tuple[str, int]]
-    count: int
-    watermark: int | None
-    end: bool
-
-
-class OrderLog:
-    """Appends the make-up of each batch to a file, one JSON line each.
-
-    Opening cuts a torn last line (the process died while writing) and nothing else.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._cut_torn_tail()
-        self._file = path.open("ab", buffering=0)
-
-    def _cut_torn_tail(self) -> None:
-        if not self._path.exists():
-            return
-        content = self._path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self._path, whole)
-
-    def append(self, entry: LogEntry) -> None:
-        """Write before the batch leaves; on return it survives the death of the process."""
-        self._file.write(msgspec.json.encode(entry) + b"\n")
-
-    def after(self, number: int) -> Iterator[LogEntry]:
-        """The entries of the batches after `number`."""
-        decoder = msgspec.json.Decoder(LogEntry)
-        with self._path.open("rb") as lines:
-            for row, line in enumerate(lines, 1):
-                try:
-                    entry = decoder.decode(line)
-                except msgspec.DecodeError as error:
-                    raise OrderLogError(f"{self._path}:{row}: damaged entry of the order log ({error})") from None
-                if entry.number > number:
-                    yield entry
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Batch:

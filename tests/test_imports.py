@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 # Lower layers never import higher ones; modules of one layer may import each other. features, below all of
 # these, has a rule of its own.
 LAYERS = [
-    {"dataflows.events", "dataflows.order", "dataflows.job"},
+    {"dataflows.events", "dataflows.orderlog", "dataflows.order", "dataflows.job", "dataflows.rows"},
     {"dataflows.admit", "dataflows.evaluate"},
     {"dataflows.learner"},
     {"dataflows.replay", "dataflows.flow"},

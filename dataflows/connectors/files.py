@@ -19,7 +19,8 @@ from pydantic import BaseModel
 
 from dataflows.events import Event, Undecodable, csv_fields, csv_row
 from dataflows.job import Sink, SinkWriter
-from dataflows.order import InputError, OrderLogError, Partition, Raw, Source
+from dataflows.order import InputError, Partition, Raw, Source
+from dataflows.orderlog import OrderLogError
 
 MAX_RECORD_BYTES = 1 << 20
 """A longer record is rejected as `too_long`; of its bytes this many are kept."""

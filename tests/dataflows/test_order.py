@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from dataflows.connectors import Jsonl, Memory
 from dataflows.events import Event
-from dataflows.order import EVENT, LABEL, Batch, InputError, LogEntry, OrderLog, OrderLogError, Reader, Source, Time
+from dataflows.order import EVENT, LABEL, Batch, InputError, Reader, Source, Time
+from dataflows.orderlog import LogEntry, OrderLog, OrderLogError
 
 
 class Ping(Event, id="id", time="t", unit="us"):

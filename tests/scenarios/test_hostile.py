@@ -17,7 +17,8 @@ from pydantic import field_validator
 from river import ensemble, forest, linear_model, metrics, optim, preprocessing
 
 from dataflows import Event, Job, JobError, Jsonl, Label, Outcome, Outputs, Prediction, Reject
-from dataflows.order import EVENT, OrderLog, OrderLogError, Reader, Time
+from dataflows.order import EVENT, Reader, Time
+from dataflows.orderlog import OrderLog, OrderLogError
 from features import Count, Derived, Entity, Fields, Mean
 
 

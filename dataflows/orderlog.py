@@ -1,0 +1,70 @@
+"""The order log: how each batch was made, appended before it leaves, so that a resume can form it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+IDLE = 0
+DONE = -1
+OPENED = -2
+"""In the log, in place of a number of pulled records: the partition was judged idle, came to its end, or is new."""
+
+
+class OrderLogError(RuntimeError):
+    """The order log or an input no longer agrees with the checkpoint."""
+
+
+class LogEntry(msgspec.Struct, frozen=True, array_like=True):
+    """How one batch was made: its number, the pulls before it, the items in it, the watermark, the end.
+
+    A pull is (partition, records), or what became of the partition: `OPENED`, `IDLE` or `DONE`.
+    """
+
+    number: int
+    pulls: list[tuple[str, int]]
+    count: int
+    watermark: int | None
+    end: bool
+
+
+class OrderLog:
+    """Appends the make-up of each batch to a file, one JSON line each.
+
+    Opening cuts a torn last line (the process died while writing) and nothing else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cut_torn_tail()
+        self._file = path.open("ab", buffering=0)
+
+    def _cut_torn_tail(self) -> None:
+        if not self._path.exists():
+            return
+        content = self._path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self._path, whole)
+
+    def append(self, entry: LogEntry) -> None:
+        """Write before the batch leaves; on return it survives the death of the process."""
+        self._file.write(msgspec.json.encode(entry) + b"\n")
+
+    def after(self, number: int) -> Iterator[LogEntry]:
+        """The entries of the batches after `number`."""
+        decoder = msgspec.json.Decoder(LogEntry)
+        with self._path.open("rb") as lines:
+            for row, line in enumerate(lines, 1):
+                try:
+                    entry = decoder.decode(line)
+                except msgspec.DecodeError as error:
+                    raise OrderLogError(f"{self._path}:{row}: damaged entry of the order log ({error})") from None
+                if entry.number > number:
+                    yield entry
+
+    def close(self) -> None:
+        self._file.close()
