@@ -107,17 +107,16 @@ def backtest(
 def _play(job: Job) -> tuple[list[dict[str, Any]], Counter[str]]:
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
-    started = wall.monotonic()
     with Progress(out) as progress:
         for record in job.play():
             counts[type(record).__name__.lower()] += 1
             if isinstance(record, Metrics):
                 rows.append({"time": record.time.isoformat(), "outcomes": record.outcomes, "values": record.values})
-                progress.show(_play_status(record, counts, started))
+                progress.show(_play_status(record, counts))
     return rows, counts
 
 
-def _play_status(record: Metrics, counts: Counter[str], started: float) -> dict[str, Any]:
+def _play_status(record: Metrics, counts: Counter[str]) -> dict[str, Any]:
     return {
         "clock": None, "watermark": None, "open": counts["prediction"] - counts["outcome"],
         "questions": counts["prediction"], "metrics": record.values, "outcomes": record.outcomes,

@@ -129,8 +129,7 @@ class Learner:
             try:
                 model.learn(x)
             except Exception as error:  # noqa: BLE001 - as above
-                detail = f"learning: {type(error).__name__}: {error}"
-                self._fail("model_error", detail, id, at, values, position, said)
+                self._fail("model_error", _while_learning(error), id, at, values, position, said)
                 return
             model.version += 1
 
@@ -146,8 +145,7 @@ class Learner:
             try:
                 model.learn(x, label)
             except Exception as error:  # noqa: BLE001 - as above
-                detail = f"learning: {type(error).__name__}: {error}"
-                self._fail("model_error", detail, id, at, tuple(x.values()), position, said)
+                self._fail("model_error", _while_learning(error), id, at, tuple(x.values()), position, said)
                 return
             model.version += 1
         shown = output.get(True, 0.0) if self._shows_probability else output
@@ -167,6 +165,10 @@ class Learner:
         self.counts["rejected_by_learner"] += 1
         asked = {"id": id, "time": at, "values": values}
         said.append((position, reject(reason, detail, f"event {id!r}", encode(asked)[:-1]), None, 0))
+
+
+def _while_learning(error: Exception) -> str:
+    return f"learning: {type(error).__name__}: {error}"
 
 
 def _present(features: dict[str, Any]) -> dict[str, Any]:

@@ -501,7 +501,7 @@ class Reader:
     # -- the watermark
 
     def _advance(self) -> None:
-        """Move the watermark to where the slowest partition that still speaks allows."""
+        """Move the watermark: to what the slowest partition still speaking allows; in `arrival`, the newest."""
         floor = self._slowest() if self._sorted and not self._alone else self.newest
         if floor is None:
             return

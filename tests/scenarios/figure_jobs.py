@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import partial
 from typing import Any
 
 from river import anomaly, compose, feature_extraction, linear_model, metrics, optim, preprocessing, stats
 
 from dataflows import Csv, Event, Job, Jsonl, Label
-from examples.bikes.job import bikes
+from examples.bikes.job import Reading, bikes
 from features import Fields
 
 bikes_now = partial(bikes, delay=0)
 bikes_late = partial(bikes, delay="30m")
-
-
-class Reading(Event, time="moment"):
-    moment: datetime
-    bikes: int
-    station: str
-    clouds: int
-    humidity: int
-    pressure: float
-    temperature: float
-    wind: float
 
 
 def with_hour(x: dict[str, Any]) -> dict[str, Any]:
