@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from math import inf
 from typing import Any
 
+from dataflows.chunks import Chunks
 from dataflows.events import Event, EventId, Reject, reject
 from dataflows.job import DISCARD, Job, delay_function
-from dataflows.order import LABEL, Batch, Item, Raw, raw_bytes
+from dataflows.order import LABEL, Batch, Item, raw_bytes
+from dataflows.remembered import EarlyLabels, Remembered
 from dataflows.rows import NO_LABEL, EntityRows, key_getter, key_group, matchers, static_values
+from features.rows import Change, Rows, put
 from features.spec import Derived
 
 QUESTION = 0
@@ -71,34 +74,13 @@ class Work:
         self.status: dict[str, Any] = {}
 
 
-Open = tuple[int, tuple[Any, ...], Hashable, Any]
+Open = tuple[int, tuple[Any, ...], Hashable, Any, int | None, tuple[Any, ...]]
 """A question that waits: learner group, rows for label-derived features, what it is found by (what a label names, or
-the entity whose later event answers), label or NO_LABEL.
+the entity whose later event answers), label or NO_LABEL, when the label of a field is due or else the event time, names
+and values of its entities' keys (where state is kept, for people to ask).
 
 A tuple of plain values, because there may be a million of them: the garbage collector leaves such tuples alone.
 """
-
-
-class _Remembered:
-    """A dict that forgets its oldest entries beyond a bound."""
-
-    __slots__ = ("entries", "limit", "_order")
-
-    def __init__(self, limit: int) -> None:
-        self.entries: dict[Hashable, Any] = {}
-        self._order: deque[Hashable] = deque()
-        self.limit = limit
-
-    def add(self, key: Hashable, value: Any) -> int:
-        """Remember; how many entries were forgotten for it."""
-        if key not in self.entries:
-            self._order.append(key)
-        self.entries[key] = value
-        forgotten = 0
-        while len(self._order) > self.limit:
-            del self.entries[self._order.popleft()]
-            forgotten += 1
-        return forgotten
 
 
 class _DueQueue:
@@ -148,16 +130,17 @@ class Admit:
         The declaration.
     groups
         Number of key groups that entities (and with `per`, models) are spread over.
-    state
-        What `snapshot` returned.
+    rows
+        Where all that is held is kept; `changes` says what to keep.
     """
 
-    def __init__(self, job: Job, groups: int = 1, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, job: Job, groups: int = 1, rows: Rows | None = None) -> None:
         self._label = job.label
         self._kind = job.label.kind
         self._groups = groups
         self._derived = [f for f in job.features if isinstance(f, Derived)]
         self._entities = [EntityRows(i, e, job, groups) for i, e in enumerate(job.entities)]
+        self._key_names = tuple(entity.key for entity in job.entities)
         # Features over columns of which the types alone do not say that every value will do.
         doubtful = [not set(e.columns) <= job.trusted_columns for e in job.entities]
         self._slack: int = job.time.lateness if job.time.order == "arrival" else 0
@@ -169,48 +152,72 @@ class Admit:
         self._has_ids = job.events.event.id_field is not None
         self._match_event, self._match_label = matchers(job)
         self._target_key = key_getter(job.label.by, job) if job.label.by else None
-        state = state or {}
-        self.counts: Counter[str] = state.get("counts", Counter())
-        self._clock: int = state.get("clock", -(2**63))
-        self._seq: int = state.get("seq", 0)
-        self._ids: _Remembered = _resume(state, "ids", job.max_ids)
-        self._closed: _Remembered = _resume(state, "closed", job.max_ids)
-        self._open: dict[int, Open] = state.get("open", {})
-        self._oldest: int = state.get("oldest", 1)
-        self._waiting: dict[Hashable, tuple[int, ...]] = state.get("waiting", {})
-        self._due: _DueQueue = state["due"] if "due" in state else _DueQueue()
-        self._early: dict[Hashable, tuple[Any, int, str, Raw, int]] = state.get("early", {})
-        self._early_order: deque[tuple[int, Hashable]] = state.get("early_order", deque())
-        self._targets: dict[Any, list[tuple[int, int]]] = state.get("targets", {})
-        self._models: set[Any] = state.get("models", set())
         self._max_models = job.max_models
+        self.counts: Counter[str] = Counter()
+        self._clock = -(2**63)
+        self._seq = 0
+        self._oldest = 1
+        self._ids = Remembered("ids", job.max_ids, rows)
+        self._closed = Remembered("closed", job.max_ids, rows)
+        self._models = Remembered("models", job.max_models, rows)
+        self._early = EarlyLabels(rows)
+        self._open: dict[int, Open] = {}
+        self._waiting: dict[Hashable, tuple[int, ...]] = {}
+        self._due = _DueQueue()
+        self._targets: dict[Any, list[tuple[int, int]]] = {}
+        self._chunks = Chunks("open")
+        self._tracks = rows is not None
+        self._kept_seq = 0
+        self._gone: list[int] = []
+        self._revised: set[int] = set()
+        if rows is not None:
+            self._restore(rows)
 
     def __len__(self) -> int:
         """Open questions."""
         return len(self._open)
 
     @property
+    def clock(self) -> int | None:
+        """The newest event time so far; None before the first event."""
+        return self._clock if self._clock > -(2**63) else None
+
+    @property
     def questions(self) -> int:
         """Events that were asked about."""
         return self._seq
 
-    def snapshot(self) -> dict[str, Any]:
-        """All state; picklable. Live objects: pickle before going on."""
-        return {
-            "counts": self.counts,
-            "clock": self._clock,
-            "seq": self._seq,
-            "ids": self._ids,
-            "closed": self._closed,
-            "open": self._open,
-            "oldest": self._oldest,
-            "waiting": self._waiting,
-            "due": self._due,
-            "early": self._early,
-            "early_order": self._early_order,
-            "targets": self._targets,
-            "models": self._models,
-        }
+    @property
+    def unsaved(self) -> int:
+        """Questions that came or went since `changes` was asked."""
+        return self._seq - self._kept_seq + len(self._gone)
+
+    def changes(self) -> Iterator[Change]:
+        """What the rows need to follow since the last call."""
+        yield put("admit", (self.counts, self._clock, self._seq, self._oldest))
+        for remembered in (self._ids, self._closed, self._models):
+            yield from remembered.changes()
+        yield from self._early.changes()
+        first, gone, revised = self._kept_seq + 1, self._gone, self._revised
+        self._kept_seq, self._gone, self._revised = self._seq, [], set()
+        open_ = self._open
+        added = ((seq, open_[seq]) for seq in range(first, self._seq + 1) if seq in open_)
+        amended = ((seq, open_[seq]) for seq in revised if seq < first and seq in open_)
+        yield from self._chunks.changes(added, gone, amended)
+
+    def _restore(self, rows: Rows) -> None:
+        """What is not in the rows follows from the open questions: when they fall due, what waits for which label."""
+        kept = rows.get("admit")
+        if kept:
+            self.counts, self._clock, self._seq, self._oldest = kept[0]
+            self._kept_seq = self._seq
+        self._open = dict(self._chunks.restore(rows))
+        for seq, (_, _, match, _, moment, _) in self._open.items():
+            self._wait(seq, match, moment)
+
+    def open_questions(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """The open questions by number, each with the names and then the values of its entities' keys."""
+        return ((seq, question[5]) for seq, question in self._open.items())
 
     def admit(self, batch: Batch) -> Work:
         """Walk a batch; see the module's text."""
@@ -223,7 +230,7 @@ class Admit:
                 self._clock = time
             if due.earliest <= self._clock:
                 self._reveal(self._clock, work)
-            if self._early_order:
+            if self._early.entries:
                 self._forget_early(self._clock - self._label.early, work)
             if item[1] == LABEL:
                 self._take_label(item, work)
@@ -240,7 +247,7 @@ class Admit:
         time, _, id, name, offset, event, _ = item
         if id is None:
             id = f"{name}:{offset}"
-        elif id in self._ids.entries:
+        elif id in self._ids.numbers:
             self._reject("duplicate_event", f"event {id!r} was processed before", item, work)
             return
         try:
@@ -258,22 +265,30 @@ class Admit:
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises spoils its event, not the job
             self._reject("function_error", f"{type(error).__name__}: {error}", item, work)
             return
-        if self._per is not None and key not in self._models:
-            if len(self._models) >= self._max_models:
+        if self._per is not None and key not in self._models.numbers:
+            if len(self._models.numbers) >= self._max_models:
                 self._reject("too_many_models", f"there are {self._max_models}, none for {key!r}", item, work)
                 return
             self._models.add(key)
         if self._has_ids:
-            forgotten = self._ids.add(id, None)
+            forgotten = self._ids.add(id)
             if forgotten:
                 self.counts["ids_forgotten"] += forgotten
         if self._target_key is not None:
             self._answer_targets(row, time, work)
         group = self._global_group if self._per is None else key_group(key, self._groups)
         rows = self._ask(work, group, id, time, late, key, static, entities)
-        self._await_label(row, id, time, delay, group, rows, work)
+        keys = self._keys_of(entities) if self._tracks else ()
+        self._await_label(row, id, time, delay, group, rows, keys, work)
         if len(self._open) > self._label.max_open:
             self._push_out_oldest(work)
+
+    def _keys_of(self, entities: list[tuple[EntityRows, Any, tuple[Any, ...] | None]]) -> tuple[Any, ...]:
+        """The names of the keys of all declarations (one object for all questions), and what they are here."""
+        if len(entities) == len(self._entities):
+            return (self._key_names, *[key for _, key, _ in entities])
+        there = {entity.index: key for entity, key, _ in entities}
+        return (self._key_names, *[there.get(i) for i in range(len(self._entities))])
 
     def _check_entities(self, row: dict[str, Any], entities: list[Any]) -> None:
         """Refuse what one feature would refuse before another has seen the event."""
@@ -339,52 +354,53 @@ class Admit:
     # -- labels to come
 
     def _await_label(
-        self, row: dict[str, Any], id: EventId, time: int, delay: int, group: int, rows: tuple[Any, ...], work: Work
-    ) -> None:
-        label = self._label
+        self, row: dict[str, Any], id: EventId, time: int, delay: int, group: int, rows: tuple[Any, ...],
+        keys: tuple[Any, ...], work: Work,
+    ) -> None:  # fmt: skip
         seq = self._seq
-        expires = None if label.horizon is None else time + label.horizon + 1
         if self._kind == "field":
-            self._await_field(row[label.field], seq, time, delay, group, rows, expires, work)
+            self._await_field(row[self._label.field], time, delay, (group, rows, keys), work)
             return
-        if self._target_key is not None:
-            self._await_target(self._target_key(row), seq, time, group, rows, expires, work)
-            return
-        match = self._match_event(row, id, time)
-        self._open[seq] = (group, rows, match, NO_LABEL)
-        if expires is not None:
-            self._due.push(expires, seq)
-        self._waiting[match] = (*self._waiting.get(match, ()), seq)
-        if match in self._early:
-            self._answer_early(match, seq, time, work)
+        match = self._match_event(row, id, time) if self._target_key is None else self._target_key(row)
+        self._open[seq] = (group, rows, match, NO_LABEL, time, keys)
+        self._wait(seq, match, time)
+        if self._target_key is None:
+            if match in self._early.entries:
+                self._answer_early(match, seq, time, work)
+        elif match is None and self._label.horizon is None:
+            self.counts["unlabelled"] += 1
+            self._discard(seq, work)
 
     def _await_field(
-        self, value: Any, seq: int, time: int, delay: int, group: int, rows: tuple[Any, ...], expires: int | None,
-        work: Work,
-    ) -> None:  # fmt: skip
-        """The label is known already; it waits for its time, or for the horizon if that comes first."""
-        if value is not None and (expires is None or time + delay < expires):
-            self._open[seq] = (group, rows, None, value)
-            self._due.push(time + delay if delay > 0 else time, seq)
-            return
-        self._open[seq] = (group, rows, None, NO_LABEL)
-        if expires is not None:
-            self._due.push(expires, seq)
-        else:
-            self.counts["unlabelled"] += 1
-            self._discard(seq, work)
-
-    def _await_target(
-        self, key: Any, seq: int, time: int, group: int, rows: tuple[Any, ...], expires: int | None, work: Work
+        self, value: Any, time: int, delay: int, question: tuple[int, tuple[Any, ...], tuple[Any, ...]], work: Work
     ) -> None:
-        self._open[seq] = (group, rows, key, NO_LABEL)
-        if expires is not None:
-            self._due.push(expires, seq)
-        if key is not None:
-            heapq.heappush(self._targets.setdefault(key, []), (time + self._label.after, seq))
-        elif expires is None:
-            self.counts["unlabelled"] += 1
-            self._discard(seq, work)
+        """The label is known already; it waits for its time, or for the horizon if that comes first."""
+        group, rows, keys = question
+        seq, horizon = self._seq, self._label.horizon
+        moment: int | None = time + delay if delay > 0 else time
+        if value is None or (horizon is not None and time + delay > time + horizon):
+            value = NO_LABEL
+            moment = None if horizon is None else time + horizon + 1
+        self._open[seq] = (group, rows, None, value, moment, keys)
+        if moment is not None:
+            self._due.push(moment, seq)
+            return
+        self.counts["unlabelled"] += 1
+        self._discard(seq, work)
+
+    def _wait(self, seq: int, match: Hashable, moment: int | None) -> None:
+        """Note what an open question waits for: its moment, or by its event time an expiry, a label, a later event."""
+        if self._kind == "field":
+            if moment is not None:
+                self._due.push(moment, seq)
+            return
+        assert moment is not None
+        if self._label.horizon is not None:
+            self._due.push(moment + self._label.horizon + 1, seq)
+        if self._target_key is None:
+            self._waiting[match] = (*self._waiting.get(match, ()), seq)
+        elif match is not None:
+            heapq.heappush(self._targets.setdefault(match, []), (moment + self._label.after, seq))
 
     def _answer_targets(self, row: dict[str, Any], time: int, work: Work) -> None:
         """This event is the later event that earlier questions of its entity waited for."""
@@ -409,7 +425,7 @@ class Admit:
             self._targets.pop(key, None)
 
     def _answer_early(self, match: Hashable, seq: int, time: int, work: Work) -> None:
-        value, label_time, _, _, _ = self._early.pop(match)
+        value, label_time, *_ = self._early.pop(match)
         self.counts["early_labels"] += 1
         if self._label.revisions == "last":
             self._revise(seq, value)
@@ -418,10 +434,12 @@ class Admit:
 
     def _revise(self, seq: int, value: Any) -> None:
         """The newest label so far, learned when the horizon ends."""
-        group, rows, match, before = self._open[seq]
+        group, rows, match, before, moment, keys = self._open[seq]
         if before is not NO_LABEL:
             self.counts["revised_labels"] += 1
-        self._open[seq] = (group, rows, match, value)
+        self._open[seq] = (group, rows, match, value, moment, keys)
+        if self._tracks:
+            self._revised.add(seq)
 
     def _push_out_oldest(self, work: Work) -> None:
         while self._oldest not in self._open:
@@ -464,40 +482,33 @@ class Admit:
         return max(time, self._clock - self._slack)
 
     def _unmatched(self, match: Hashable, value: Any, item: Item, work: Work) -> None:
-        closed = self._closed.entries.get(match, NO_LABEL)
+        closed = self._closed.get(match, NO_LABEL)
         if closed is None:
             self._reject("late_label", "its question expired before", item, work)
         elif closed is not NO_LABEL:
             same = closed[0] == value
             reason = "duplicate_label" if same else "label_revision"
             self._reject(reason, f"label {value!r} came after {closed[0]!r} was learned", item, work)
-        elif match in self._early and self._label.revisions == "first":
+        elif match in self._early.entries and self._label.revisions == "first":
             self._reject("duplicate_label", f"label {value!r} came twice before its question", item, work)
         else:
             self._keep_early(match, value, item, work)
 
     def _keep_early(self, match: Hashable, value: Any, item: Item, work: Work) -> None:
-        before = self._early.get(match)
-        queued = item[0] if before is None else before[4]
-        if before is None:
-            self._early_order.append((queued, match))
-        self._early[match] = (value, item[0], f"{item[3]}:{item[4]}", item[6], queued)
-        while len(self._early) > self._label.max_early:
-            self._orphan(*self._early_order.popleft(), work)
+        self._early.keep(match, value, item[0], f"{item[3]}:{item[4]}", item[6])
+        while len(self._early.entries) > self._label.max_early:
+            self._orphan(work)
 
     def _forget_early(self, before: int, work: Work) -> None:
-        order = self._early_order
-        while order and order[0][0] < before:
-            self._orphan(*order.popleft(), work)
+        while self._early.first_came() < before:
+            self._orphan(work)
 
-    def _orphan(self, time: int, match: Hashable, work: Work) -> None:
-        kept = self._early.get(match)
-        if kept is None or kept[4] != time:
-            return  # its question came meanwhile
-        del self._early[match]
+    def _orphan(self, work: Work) -> None:
+        """The label that has waited longest gets no question."""
+        match, (value, _, place, raw, *_) = self._early.pop_first()
         self.counts["rejected_by_admit"] += 1
         work.rejects.append(
-            reject("orphan_label", f"no question for label {kept[0]!r} of {match!r}", kept[2], raw_bytes(kept[3]))
+            reject("orphan_label", f"no question for label {value!r} of {match!r}", place, raw_bytes(raw))
         )
 
     # -- answers and expiries
@@ -525,7 +536,9 @@ class Admit:
             self._answer(seq, self._label.otherwise, moment, True, work)
 
     def _answer(self, seq: int, label: Any, moment: int, assumed: bool, work: Work) -> None:
-        group, rows, match, _ = self._open.pop(seq)
+        group, rows, match, *_ = self._open.pop(seq)
+        if self._tracks:
+            self._gone.append(seq)
         for where, key, values in rows:
             row = (-1, key, moment, self._entities[where[0]].answered(values, label))
             if where in work.features:
@@ -537,7 +550,9 @@ class Admit:
             self._close(match, seq, None if assumed else (label,))
 
     def _discard(self, seq: int, work: Work) -> None:
-        group, _, match, _ = self._open.pop(seq)
+        group, _, match, *_ = self._open.pop(seq)
+        if self._tracks:
+            self._gone.append(seq)
         self._tell(work, group, (DISCARDED, work.operations, seq))
         if match is not None:
             self._close(match, seq, None)
@@ -563,16 +578,9 @@ class Admit:
         for seq in list(self._open):
             self._expire(seq, self._clock, work)
         self._targets.clear()
-        while self._early_order:
-            self._orphan(*self._early_order.popleft(), work)
+        while self._early.entries:
+            self._orphan(work)
 
     def _reject(self, reason: str, detail: str, item: Item, work: Work) -> None:
         self.counts["rejected_by_admit"] += 1
         work.rejects.append(reject(reason, detail, f"{item[3]}:{item[4]}", raw_bytes(item[6])))
-
-
-def _resume(state: dict[str, Any], name: str, limit: int) -> _Remembered:
-    """What was remembered, under the bound as it is declared now."""
-    remembered: _Remembered = state.get(name, _Remembered(limit))
-    remembered.limit = limit
-    return remembered

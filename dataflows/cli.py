@@ -1,10 +1,11 @@
-"""The command `millrace`: run, backtest and check jobs."""
+"""The command `millrace`: run, backtest and check jobs; `dataflows.cli_state` looks into their state."""
 
 from __future__ import annotations
 
 import sys
 import time as wall
 from collections import Counter
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +17,19 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from dataflows import cli_state
+from dataflows.checkpoints import Retention
+from dataflows.cli_state import JobArgument
 from dataflows.connectors import Stdin, Stdout
 from dataflows.evaluate import metric_name
 from dataflows.events import Metrics, describe_faults, to_datetime
 from dataflows.job import KINDS, Job, JobError, Label
 from dataflows.order import InputError
 from dataflows.orderlog import OrderLogError
-from dataflows.runtime import Launcher, RunError, load_job, with_inputs
+from dataflows.runtime import Launcher, disk_hint, load_job, with_inputs
+from dataflows.settings import RunDirectory, Settings
+from dataflows.startup import Request, RunError, Startup, read_job
+from dataflows.state import StateError
 from features.spec import Entity, duration_text
 
 app = typer.Typer(
@@ -35,14 +42,23 @@ app = typer.Typer(
 out = Console()
 errors = Console(stderr=True)
 
-JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="A job file or module; with :NAME for another name than `job`.")
-]
 Data = Annotated[
     str | None, typer.Option("--data", help="Read events from this file or directory instead; - is standard input.")
 ]
 Labels = Annotated[str | None, typer.Option("--labels", help="Read labels from this file or directory instead.")]
 Directory = Annotated[Path | None, typer.Option(help="Where outputs and state go. Default: runs/NAME.")]
+
+
+class Durability(StrEnum):
+    """The values of `--durability`."""
+
+    power = "power"
+    process = "process"
+
+
+app.command()(cli_state.checkpoints)
+app.command()(cli_state.savepoint)
+app.command()(cli_state.state)
 
 
 @app.command()
@@ -55,18 +71,43 @@ def run(
     batch_size: Annotated[int, typer.Option(min=1, help="Events in a batch at the most.")] = 1000,
     linger: Annotated[float, typer.Option(min=0, help="Seconds an event may wait for its batch to fill.")] = 0.05,
     checkpoint: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 10.0,
+    origin: Annotated[
+        str | None,
+        typer.Option("--from", metavar="CHECKPOINT", help="Go on from this checkpoint or savepoint, on a new branch."),
+    ] = None,
+    reset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STEP", help="Begin this step's state anew, if the job's change needs it."),
+    ] = None,
+    restart: Annotated[
+        int, typer.Option(min=0, metavar="TIMES", help="Start failed workers again, so often without progress.")
+    ] = 0,
+    keep_last: Annotated[int, typer.Option(min=1, help="Checkpoints to keep: the newest,")] = 10,
+    keep_hourly: Annotated[int, typer.Option(min=0, help="and the last of each of so many hours,")] = 24,
+    keep_daily: Annotated[int, typer.Option(min=0, help="days,")] = 30,
+    keep_monthly: Annotated[int, typer.Option(min=0, help="and months.")] = 12,
+    cache: Annotated[int, typer.Option(min=1, help="Entities of each kind kept in memory.")] = 500_000,
+    durability: Annotated[
+        Durability, typer.Option(help="What a checkpoint survives: loss of power, or the death of any process.")
+    ] = Durability.power,
     groups: Annotated[int, typer.Option(min=1, max=1024, help="Key groups; fixed when the state is created.")] = 16,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for more at the end of files.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw state and outputs of earlier runs away.")] = False,
 ) -> None:
     """Run a job on Bytewax. Killed or stopped, the next run goes on from the last checkpoint."""
-    from dataflows.flow import Settings
-
     loaded = with_inputs(load_job(job), data, labels)
-    settings = Settings(directory=directory, batch_size=batch_size, linger=linger, groups=groups, follow=follow)
+    settings = Settings(
+        directory=directory, batch_size=batch_size, linger=linger, groups=groups, follow=follow, cache=cache,
+        durability=durability.value,
+    )  # fmt: skip
+    retention = Retention(last=keep_last, hourly=keep_hourly, daily=keep_daily, monthly=keep_monthly)
+    request = Request(origin=origin, reset=tuple(reset or ()), retention=retention)
     require_inputs(loaded)
     _warn_of_stdin(loaded)
-    launcher = Launcher(job, loaded, workers, checkpoint, settings, fresh, data, labels)
+    launcher = Launcher(
+        job, loaded, workers, checkpoint, settings, request, fresh, restart, data, labels,
+        say=lambda text: errors.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
+    )  # fmt: skip
     started = wall.monotonic()
     # Records on standard output are for the next program in the pipe; what people read goes beside them.
     console = errors if writes_stdout(loaded) else out
@@ -151,12 +192,39 @@ def with_delay(job: Job, delay: str | None) -> Job:
 
 
 @app.command()
-def check(job: JobArgument, data: Data = None, labels: Labels = None) -> None:
-    """Validate a job and draw it: its steps, their keys, and the features the model will see."""
+def check(
+    job: JobArgument,
+    data: Data = None,
+    labels: Labels = None,
+    directory: Directory = None,
+    reset: Annotated[list[str] | None, typer.Option(metavar="STEP", help="As for `millrace run`.")] = None,
+) -> None:
+    """Validate a job and draw it: steps, keys, the features the model will see; what a change does to its state."""
     loaded = with_inputs(load_job(job), data, labels)
     require_inputs(loaded)
     out.print(drawing(loaded))
     out.print(f"{loaded.name} is valid", style="green")
+    _check_state(loaded, directory, tuple(reset or ()))
+
+
+def _check_state(job: Job, directory: Path | None, reset: tuple[str, ...]) -> None:
+    """Say what a run would do to the state that is there; exit code 1 where it would be refused."""
+    run = RunDirectory.of(job, Settings(directory=directory))
+    if not run.job.exists():
+        return
+    settings = Settings(directory=directory, groups=read_job(run)["groups"])
+    changes = Startup(job, settings, Request(reset=reset), say=lambda text: None).changes()
+    if not changes:
+        out.print(f"the state in {run.state} fits: a run goes on with it", soft_wrap=True)
+        return
+    out.print(f"the job differs from that of the state in {run.state}:", soft_wrap=True)
+    for change in changes:
+        line = f"  {change.step}: {change.text}" + (" (refused)" if change.refused else "")
+        out.print(line, style="red" if change.refused else None, markup=False, highlight=False, soft_wrap=True)
+    if any(change.refused for change in changes):
+        out.print("a run would refuse; undo the change, --reset what may begin anew, or --fresh")
+        raise typer.Exit(1)
+    out.print("a run would go on with it on a new branch")
 
 
 def require_inputs(job: Job) -> None:
@@ -299,6 +367,8 @@ def main() -> None:
             soft_wrap=True,
         )
         sys.exit(1)
-    except (JobError, RunError, InputError, OrderLogError, OSError) as error:
-        errors.print(f"millrace: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except (JobError, RunError, StateError, InputError, OrderLogError, OSError) as error:
+        errors.print(
+            f"millrace: {error}{disk_hint(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(1)

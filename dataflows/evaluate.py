@@ -11,14 +11,16 @@ import math
 import pickle
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 from river import metrics, utils
 
 from dataflows.events import Metrics, Outcome, Prediction, Record, Reject, reject, to_datetime
 from dataflows.job import Job
+from features.rows import Change, Rows, put
 
 Said = tuple[int, Record, Any, int]
 """What a learner says: (position in the batch, record, output as river gave it, moment in µs); the last two matter
@@ -35,6 +37,11 @@ def metric_name(metric: Any) -> str:
     if isinstance(metric, utils.Rolling):
         return f"{type(metric.obj).__name__}_rolling_{metric.window.maxlen}"
     return type(metric).__name__
+
+
+def metric_names(job: Job) -> list[str]:
+    """The names of a job's metrics, told apart by number where two are alike."""
+    return _unique([metric_name(metric) for metric in job.metrics])
 
 
 def most_probable(output: Any) -> Any:
@@ -86,21 +93,26 @@ class Evaluator:
     """Updates a job's metrics and says when they are due for a report.
 
     `add` takes an outcome's label, what the model said (as river gave it) and when the label became known (µs), and
-    returns a Metrics record when a report is due, else None.
+    returns a Metrics record when a report is due, else None. `begun` counts, by name, how often a metric was begun.
     """
 
-    def __init__(self, job: Job, state: bytes | None = None) -> None:
+    def __init__(
+        self, job: Job, state: dict[str, Any] | None = None, begun: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self._report = job.report
-        self._names = _unique([metric_name(m) for m in job.metrics])
+        self._names = metric_names(job)
         self._metrics: list[Any] = [
             RocTally(metric) if type(metric) is metrics.ROCAUC else metric
             for metric in pickle.loads(pickle.dumps(list(job.metrics)))
         ]
+        self._keys = [(name, begun.get(name, 1)) for name in self._names]
         self.outcomes = 0
         self._period: int | None = None
         self._newest: int | None = None
         if state is not None:
-            self._metrics, self.outcomes, self._period, self._newest = pickle.loads(state)
+            kept = state["metrics"]  # one that is new starts empty, one that is gone is dropped
+            self._metrics = [kept.get(key, new) for key, new in zip(self._keys, self._metrics, strict=True)]
+            self.outcomes, self._period, self._newest = state["outcomes"], state["period"], state["newest"]
         self._plan = [
             (name, metric, getattr(metric, "requires_labels", False))
             for name, metric in zip(self._names, self._metrics, strict=True)
@@ -108,9 +120,14 @@ class Evaluator:
         self.faults: list[str] = []
         """What metrics had against the outcomes added since somebody looked."""
 
-    def snapshot(self) -> bytes:
-        """All state as bytes."""
-        return pickle.dumps((self._metrics, self.outcomes, self._period, self._newest), 5)
+    def state(self) -> dict[str, Any]:
+        """All state, live: to be pickled at once."""
+        return {
+            "metrics": dict(zip(self._keys, self._metrics, strict=True)),
+            "outcomes": self.outcomes,
+            "period": self._period,
+            "newest": self._newest,
+        }
 
     def add(self, label: Any, output: Any, moment: int) -> Metrics | None:
         """Score one outcome; see the class."""
@@ -168,18 +185,18 @@ class Publisher:
     Counts what passes, for people to see.
     """
 
-    def __init__(self, job: Job, state: bytes | None = None) -> None:
+    def __init__(self, job: Job, rows: Rows | None = None, begun: Mapping[str, int] = MappingProxyType({})) -> None:
         self.counts: Counter[str] = Counter()
-        evaluator_state = None
-        if state is not None:
-            evaluator_state, self.counts, self._reported = pickle.loads(state)
-        else:
-            self._reported = 0
-        self.evaluator = Evaluator(job, evaluator_state)
+        self._reported = 0
+        evaluated = None
+        kept = rows.get("publisher") if rows is not None else []
+        if kept:
+            evaluated, self.counts, self._reported = kept[0]
+        self.evaluator = Evaluator(job, evaluated, begun)
 
-    def snapshot(self) -> bytes:
-        """All state as bytes."""
-        return pickle.dumps((self.evaluator.snapshot(), self.counts, self._reported), 5)
+    def changes(self) -> Iterator[Change]:
+        """What the rows need to follow since the last call: the metrics and counts, which are small."""
+        yield put("publisher", (self.evaluator.state(), self.counts, self._reported))
 
     def publish(self, rejects: list[Reject], said: list[list[Said]], end: bool) -> list[Record]:
         """The records of one batch: rejects first, then predictions, outcomes and metrics as they came to be."""

@@ -19,11 +19,8 @@ and puts the same group of every step on the same worker.
 
 from __future__ import annotations
 
-import mmap
 import os
-import pickle
-import struct
-import time as wall
+import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -36,114 +33,129 @@ from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
-from pydantic import BaseModel, ConfigDict, Field
 
 from dataflows.admit import GLOBAL_GROUP, Admit, Work
-from dataflows.connectors.files import Jsonl
+from dataflows.changes import declared
+from dataflows.control import Control, Phase, StatusFile
 from dataflows.evaluate import Publisher
-from dataflows.events import Metrics, Outcome, Prediction, Reject, encode, encode_lines
-from dataflows.job import KINDS, Job, JobError, Sink
+from dataflows.events import Metrics, Outcome, Prediction, Reject, encode_lines
+from dataflows.job import KINDS, Job, Sink
 from dataflows.learner import Learner
 from dataflows.order import Reader
 from dataflows.orderlog import OrderLog
+from dataflows.pickles import names_of
 from dataflows.replay import SWEEP_EVERY, answer_rows, empties_of, empty_columns, entity_features, inputs_of
+from dataflows.rows import entity_step_names
+from dataflows.settings import FeaturePart, RunDirectory, Settings, output_sinks
+from dataflows.state import READER, StateStore, StepRows, StepState, group_file, sync
+from features.parts import FeatureParts
+from features.state import EntityFeatures
 
 _KIND_OF = {Prediction: "predictions", Outcome: "outcomes", Metrics: "metrics", Reject: "rejects"}
 
-
-class Settings(BaseModel):
-    """How a job runs; none of it changes results.
-
-    Parameters
-    ----------
-    directory
-        The run's directory: outputs, and in `state/` what a resume needs. Default `runs/NAME`.
-    batch_size
-        Items in a batch at the most.
-    linger
-        Seconds an item may wait for its batch to fill.
-    groups
-        Key groups; fixed when the job's state is created.
-    in_flight
-        Batches under way at once.
-    follow
-        Wait for more at the end of files instead of ending.
-    resume
-        Keep the order log and outputs of the run before.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    directory: Path | None = None
-    batch_size: int = Field(default=1000, gt=0)
-    linger: float = Field(default=0.05, ge=0)
-    groups: int = Field(default=16, gt=0, le=1024)
-    in_flight: int = Field(default=8, gt=0)
-    follow: bool = False
-    resume: bool = False
-
-    @classmethod
-    def from_environment(cls) -> Settings:
-        """The settings that the launcher hands to its workers in `MILLRACE_SETTINGS`."""
-        text = os.environ.get("MILLRACE_SETTINGS")
-        return cls.model_validate_json(text) if text else cls()
-
-
-def run_directory(job: Job, settings: Settings) -> Path:
-    """Where a job's outputs and state lie."""
-    return settings.directory or job.outputs.directory or Path("runs") / job.name
-
-
-def output_sinks(job: Job, directory: Path) -> dict[str, Sink]:
-    """The sink of each kind of record that is not switched off."""
-    sinks: dict[str, Sink] = {}
-    for kind in KINDS:
-        declared = getattr(job.outputs, kind)
-        if declared is not None:
-            sinks[kind] = Jsonl(directory / f"{kind}.jsonl") if type(declared) is Sink else declared
-    paths = [sink.path.resolve() for sink in sinks.values() if isinstance(sink, Jsonl)]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise JobError(f"Outputs: two kinds of records go to {path}. Hint: a file holds one kind")
-    return sinks
+FLUSH = 1024
+"""Changed entities, or questions that came and went, after which a step writes to the state store before a checkpoint
+asks for it: so the checkpoint itself finds little left to write."""
 
 
 def dataflow(job: Job, settings: Settings | None = None) -> Dataflow:
     """The Bytewax dataflow of a job, for `python -m bytewax.run examples.NAME.job:flow` and for the launcher."""
     settings = settings or Settings.from_environment()
-    directory = run_directory(job, settings)
-    control = Control(directory / "state" / "control")
+    run = Run(job, settings)
     flow = Dataflow(job.name)
-    works = op.input("read", flow, ReadSource(job, settings, directory, control))
+    works = op.input("read", flow, ReadSource(run))
     gathered = [op.flat_map_batch("questions", works, _heads)]
     for index, name in enumerate(entity_step_names(job)):
         bundles = op.flat_map_batch(f"rows_{name}", works, _bundles_of(index))
-        answered = op.stateful_batch(f"features_{name}", bundles, _build(FeatureStep, job, index))
+        answered = op.stateful_batch(f"features_{name}", bundles, run.build(FeatureStep, index, name))
         gathered.append(op.flat_map_batch(f"columns_{name}", answered, _rekey))
-    said = op.stateful_batch("learner", op.merge("gather", *gathered), _build(LearnerStep, job))
+    said = op.stateful_batch("learner", op.merge("gather", *gathered), run.build(LearnerStep))
     heads = op.flat_map_batch("batches", works, _publisher_heads)
     parts = op.merge("said", heads, op.flat_map_batch("to_publish", said, _rekey))
-    published = op.stateful_batch("publish", parts, _build(PublishStep, job, control, directory))
-    sinks = output_sinks(job, directory)
-    op.output("write", op.flat_map_batch("lines", published, _rekey), RecordsSink(sinks))
+    published = op.stateful_batch("publish", parts, run.build(PublishStep))
+    op.output("write", op.flat_map_batch("lines", published, _rekey), RecordsSink(run))
     return flow
 
 
-def entity_step_names(job: Job) -> list[str]:
-    """A name for each Entity declaration, from its key; told apart by what it observes, then by number.
+class Run:
+    """What all steps of one process share: the job, how it runs, and the state store where there is one.
 
-    The engine keeps state by these names, so they must be unique and must not change by themselves.
+    There is none when the engine's own runner starts the flow: then nothing outlives the run.
     """
-    names: list[str] = []
-    for entity in job.entities:
-        options = [entity.label, f"{entity.label}_of_{entity.of}"]
-        options += [f"{options[1]}_{number}" for number in range(2, len(job.entities) + 2)]
-        names.append(next(option for option in options if option not in names))
-    return names
+
+    def __init__(self, job: Job, settings: Settings) -> None:
+        self.job = job
+        self.settings = settings
+        self.directory = RunDirectory.of(job, settings)
+        self.sinks = output_sinks(job, self.directory.path)
+        self.start = settings.start
+        self.store: StateStore | None = None
+        if self.start is None:
+            _refuse_recovery()
+            _refuse_launched_state(self.directory)
+        else:
+            self.store = StateStore(self.directory.groups, self.start.lineage, allowed=names_of(job))
+        self.control = Control(self.directory.control)
+
+    def state(self, file: str, step: str) -> StepState | None:
+        """Where a step keeps its rows."""
+        return None if self.store is None else self.store.step(file, step)
+
+    def parts(self, step: str) -> tuple[FeaturePart, ...]:
+        """The parts of a feature step's state; none where nothing is kept."""
+        return () if self.start is None else self.start.layout.features[step]
+
+    def order_log(self) -> OrderLog:
+        """The order log of this branch."""
+        path = self.directory.order_log(1 if self.start is None else self.start.branch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.start is None:
+            path.unlink(missing_ok=True)
+        return OrderLog(path)
+
+    def build(self, step: Callable[..., Any], *arguments: Any) -> Callable[[Any], Any]:
+        """A step's builder; the engine hands it the last batch of its state, which the launcher has compared."""
+
+        def built(batch: int | None) -> Any:
+            if batch is not None and self.store is None:
+                raise RuntimeError(_NO_RECOVERY)
+            return step(self, *arguments, batch or 0)
+
+        return built
+
+    def sync(self) -> None:
+        """Make this checkpoint survive a power loss, if that was asked for."""
+        if self.start is None or self.settings.durability == "process":
+            return
+        sync(self.directory.groups)
+        descriptor = os.open(self.directory.order_log(self.start.branch), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _build(step: Callable[..., Any], *arguments: Any) -> Callable[[Any], Any]:
-    return lambda state: step(*arguments, state)
+_NO_RECOVERY = (
+    "a job keeps its state in a store of its own, which the engine's recovery does not cover. "
+    "Hint: `millrace run JOB` checkpoints and resumes; leave -r out to run without checkpoints"
+)
+
+
+def _refuse_recovery() -> None:
+    """`python -m bytewax.run -r` would promise what it cannot keep: refuse at once, not when it is needed."""
+    asked = [word for word in sys.argv[1:] if word.startswith(("-r", "--recovery-directory"))]
+    if Path(sys.argv[0]).parts[-2:] == ("bytewax", "run.py") and (
+        asked or os.environ.get("BYTEWAX_RECOVERY_DIRECTORY")
+    ):
+        raise RuntimeError(_NO_RECOVERY)
+
+
+def _refuse_launched_state(directory: RunDirectory) -> None:
+    """The engine's own runner knows nothing of the launcher's checks, so it may not touch what a launcher keeps."""
+    if directory.job.exists():
+        raise RuntimeError(
+            f"{directory.path} holds the state of a `millrace run`. Hint: go on with `millrace run`, or move it away"
+        )
 
 
 def _rekey(items: list[tuple[str, Any]]) -> Iterable[Any]:
@@ -218,6 +230,7 @@ class Bundle(msgspec.Struct, array_like=True, gc=False):
     """
 
     number: int
+    group: int
     rows: list[Any]
     home: int
     owners: list[int] | None
@@ -228,6 +241,7 @@ class Head(msgspec.Struct, array_like=True, gc=False):
     """A batch's operations for one learner group, and from how many feature bundles columns will come."""
 
     number: int
+    group: int
     questions: int
     operations: list[Any]
     parts: int
@@ -263,7 +277,7 @@ def _heads(works: list[Work]) -> Iterable[tuple[str, Head]]:
     for work in works:
         for group, operations in work.learners.items():
             parts = len(work.reads.get(group, ()))
-            yield group_key(group), Head(work.number, work.questions, operations, parts)
+            yield group_key(group), Head(work.number, group, work.questions, operations, parts)
 
 
 def _bundles_of(index: int) -> Callable[[list[Work]], Iterable[tuple[str, Bundle]]]:
@@ -273,7 +287,7 @@ def _bundles_of(index: int) -> Callable[[list[Work]], Iterable[tuple[str, Bundle
             home = next(iter(work.reads), 0)
             for (entity, group), rows in work.features.items():
                 if entity == index:
-                    yield group_key(group), Bundle(work.number, rows, home, owners, work.clock)
+                    yield group_key(group), Bundle(work.number, group, rows, home, owners, work.clock)
 
     return bundles
 
@@ -293,45 +307,48 @@ _PUBLISH = group_key(GLOBAL_GROUP)
 class ReadSource(FixedPartitionedSource[Work, bytes]):
     """One engine partition that reads all of a job's inputs."""
 
-    def __init__(self, job: Job, settings: Settings, directory: Path, control: Control) -> None:
-        self._job = job
-        self._settings = settings
-        self._directory = directory
-        self._control = control
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     def list_parts(self) -> list[str]:
         return ["reader"]
 
     def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> ReadPartition:
-        return ReadPartition(self._job, self._settings, self._directory, self._control, resume_state)
+        if resume_state is not None and self._run.store is None:
+            raise RuntimeError(_NO_RECOVERY)
+        return ReadPartition(self._run)
 
 
 class ReadPartition(StatefulSourcePartition[Work, bytes]):
     """Reader and admit behind the engine's interface."""
 
-    def __init__(self, job: Job, settings: Settings, directory: Path, control: Control, state: bytes | None) -> None:
-        reader_state, admit_state = pickle.loads(state) if state is not None else (None, None)
-        log_file = directory / "state" / "order.log"
-        if not settings.resume:
-            _refuse_launched_state(directory)
-            if state is None:
-                log_file.unlink(missing_ok=True)
-        self._control = control
+    def __init__(self, run: Run) -> None:
+        job, settings = run.job, run.settings
+        self._control = run.control
+        self._control.workers = Phase.START
         self._in_flight = settings.in_flight
+        self._read_state = run.state(READER, "read")
+        self._admit_state = run.state(READER, "admit")
         self._reader = Reader(
             inputs_of(job),
             job.time,
             settings.batch_size,
             settings.linger,
             settings.follow,
-            OrderLog(log_file),
-            reader_state,
+            run.order_log(),
+            _rows(self._read_state),
         )
-        self._admit = Admit(job, settings.groups, admit_state)
+        self._admit = Admit(job, settings.groups, _rows(self._admit_state))
         self._pause: float = 0.0
-        control.published = self._reader.number
+        self._resumes = False
+        self._between = True  # epochs: the engine has not asked for a batch since the last one ended
+        run.control.published = self._reader.number
 
     def next_batch(self) -> list[Work]:
+        if self._between:
+            # The engine asks again only when the epoch before is complete, its own writes included.
+            self._between = False
+            self._control.workers = Phase.RUNNING
         if self._control.stopping or self._reader.finished:
             raise StopIteration
         if self._reader.number - self._control.published >= self._in_flight:
@@ -343,8 +360,13 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
                 raise StopIteration
             self._pause = 0.005
             return []
+        if self._resumes:
+            self._resumes = False
+            self._control.note_resumed()
         self._pause = 0.0
         work = self._admit.admit(batch)
+        if self._admit_state is not None and self._admit.unsaved >= FLUSH:
+            self._admit_state.write(batch.number, self._admit.changes())
         work.status = {
             "clock": work.clock,
             "watermark": batch.watermark,
@@ -360,37 +382,76 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
         return datetime.now(UTC) + timedelta(seconds=self._pause) if self._pause else None
 
     def snapshot(self) -> bytes:
-        return pickle.dumps((self._reader.snapshot(), self._admit.snapshot()), 5)
+        """Keep all state in the store; to the engine goes what a checkpoint's manifest tells people, as JSON."""
+        self._control.workers = Phase.SNAPSHOT
+        self._resumes = self._between = True
+        number = self._reader.number
+        if self._read_state is not None and self._admit_state is not None:
+            self._read_state.write(number, self._reader.changes(), complete=True)
+            self._admit_state.write(number, self._admit.changes(), complete=True)
+        return msgspec.json.encode(
+            {
+                "batch": number,
+                "offsets": self._reader.offsets(),
+                "watermark": self._reader.watermark,
+                "clock": self._admit.clock,
+                "read": self._reader.counts["read"],
+                "questions": self._admit.questions,
+                "open": len(self._admit),
+            }
+        )
 
     def close(self) -> None:
         self._reader.close()
 
 
-def _refuse_launched_state(directory: Path) -> None:
-    """The engine's own runner knows nothing of the launcher's checks, so it may not touch what a launcher keeps."""
-    if (directory / "state" / "recovery").exists():
-        raise RuntimeError(
-            f"{directory} holds the state of a `millrace run`. Hint: go on with `millrace run`, or move it away"
-        )
+def _rows(state: StepState | None) -> StepRows | None:
+    return None if state is None else state.rows
 
 
-class FeatureStep(StatefulBatchLogic[Bundle, tuple[str, Part], bytes]):
+class FeatureStep(StatefulBatchLogic[Bundle, tuple[str, Part], int]):
     """One key group of the entities of one declaration."""
 
-    def __init__(self, job: Job, index: int, state: bytes | None) -> None:
+    def __init__(self, run: Run, index: int, name: str, batch: int) -> None:
+        self._run = run
         self._index = index
-        self._features = entity_features(job, index)
-        if state is not None:
-            self._features.restore(state)
+        self._step = f"features_{name}"
+        self._features: EntityFeatures | FeatureParts | None = None
+        self._kept: list[tuple[EntityFeatures, StepState]] = []
+        self._number = batch  # the engine asks for a snapshot after a resume too, before anything came
+
+    def _open(self, group: int) -> EntityFeatures | FeatureParts:
+        """The key group is known only when the first bundle comes."""
+        run, job = self._run, self._run.job
+        cache = max(run.settings.cache // run.settings.groups, 1)
+        declaration = job.entities[self._index]
+        parts = []
+        for part in run.parts(self._step):
+            state = run.state(group_file(group), part.rows)
+            features = entity_features(job, declared(part), _rows(state), cache)
+            parts.append((features, part.names))
+            if state is not None:
+                self._kept.append((features, state))
+        if not parts:
+            self._features = entity_features(job, declaration)
+        elif len(parts) == 1 and parts[0][1] == parts[0][0].names == declaration.feature_names:
+            self._features = parts[0][0]
+        else:
+            self._features = FeatureParts(declaration, parts)
+        return self._features
 
     def on_batch(self, values: list[Bundle]) -> tuple[list[tuple[str, Part]], bool]:
         parts: list[tuple[str, Part]] = []
+        features = self._open(values[0].group) if self._features is None else self._features
         for bundle in values:
-            places, answers = answer_rows(self._features, bundle.rows)
+            places, answers = answer_rows(features, bundle.rows)
             if places:
                 parts.extend(self._address(bundle, places, answers))
             if bundle.number % SWEEP_EVERY == 0 and bundle.clock is not None:
-                self._features.sweep(bundle.clock)
+                features.sweep(bundle.clock)
+            self._number = bundle.number
+        if features.unsaved >= FLUSH:
+            self._write(complete=False)
         return parts, StatefulBatchLogic.RETAIN
 
     def _address(self, bundle: Bundle, places: list[int], answers: list[Any]) -> Iterable[tuple[str, Part]]:
@@ -406,18 +467,33 @@ class FeatureStep(StatefulBatchLogic[Bundle, tuple[str, Part], bytes]):
         for owner, (its_places, its_answers) in by_owner.items():
             yield group_key(owner), Part(bundle.number, self._index, its_places, its_answers)
 
-    def snapshot(self) -> bytes:
-        return self._features.snapshot()
+    def _write(self, complete: bool) -> None:
+        for features, state in self._kept:
+            state.write(self._number, features.changes(), complete)
+            features.trim()
+
+    def snapshot(self) -> int:
+        self._write(complete=True)
+        return self._number
 
 
-class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], bytes]):
+class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
     """One key group of models: waits until all columns of a batch have come, then works on it."""
 
-    def __init__(self, job: Job, state: bytes | None) -> None:
-        self._learner = Learner(job, state)
-        self._empties = empties_of(job)
+    def __init__(self, run: Run, batch: int) -> None:
+        self._run = run
+        self._learner: Learner | None = None
+        self._state: StepState | None = None
+        self._empties = empties_of(run.job)
         self._heads: dict[int, Head] = {}
         self._parts: dict[int, list[Part]] = {}
+        self._number = batch  # the engine asks for a snapshot after a resume too, before anything came
+
+    def _open(self, group: int) -> Learner:
+        self._state = self._run.state(group_file(group), "learner")
+        begun = 1 if self._run.start is None else self._run.start.layout.models
+        self._learner = Learner(self._run.job, _rows(self._state), begun)
+        return self._learner
 
     def on_batch(self, values: list[Head | Part]) -> tuple[list[tuple[str, SaidPart]], bool]:
         for value in values:
@@ -434,27 +510,41 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], bytes]):
         return said, StatefulBatchLogic.RETAIN
 
     def _work_on(self, head: Head, parts: list[Part]) -> SaidPart:
+        learner = self._open(head.group) if self._learner is None else self._learner
         columns = empty_columns(self._empties, head.questions)
         for part in parts:
             column = columns[part.entity]
             for place, answer in zip(part.places, part.answers, strict=True):
                 column[place] = answer
-        return SaidPart(head.number, self._learner.process(head.operations, columns))
+        said = learner.process(head.operations, columns)
+        self._number = head.number
+        if learner.unsaved >= FLUSH:
+            self._write(complete=False)
+        return SaidPart(head.number, said)
 
-    def snapshot(self) -> bytes:
+    def _write(self, complete: bool) -> None:
+        if self._state is not None and self._learner is not None:
+            self._state.write(self._number, self._learner.changes(models=complete), complete)
+
+    def snapshot(self) -> int:
         _assert_nothing_waits(self._heads, self._parts)
-        return self._learner.snapshot()
+        self._write(complete=True)
+        return self._number
 
 
-class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart, tuple[str, bytes], bytes]):
+class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart, tuple[str, bytes], int]):
     """Puts a batch's records together and encodes them as (kind, lines); gives the credit back."""
 
-    def __init__(self, job: Job, control: Control, directory: Path, state: bytes | None) -> None:
-        self._publisher = Publisher(job, state)
-        self._control = control
-        self._status = StatusFile(directory / "state" / "status.json")
+    def __init__(self, run: Run, batch: int) -> None:
+        self._run = run
+        self._state = run.state(group_file(GLOBAL_GROUP % run.settings.groups), "publish")
+        begun = {} if run.start is None else run.start.layout.metrics
+        self._publisher = Publisher(run.job, _rows(self._state), begun)
+        self._control = run.control
+        self._status = StatusFile(run.directory.status)
         self._heads: dict[int, PublisherHead] = {}
         self._parts: dict[int, list[SaidPart]] = {}
+        self._number = batch  # the engine asks for a snapshot after a resume too, before anything came
 
     def on_batch(self, values: list[PublisherHead | SaidPart]) -> tuple[list[tuple[str, bytes]], bool]:
         for value in values:
@@ -477,13 +567,32 @@ class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart, tuple[str, bytes]
                 kinds[kind].append(record)
             else:
                 kinds[kind] = [record]
-        self._control.published = head.number
-        self._status.write(head, self._publisher)
+        self._number = self._control.published = head.number
+        self._control.note_published()
+        if head.end or self._status.due:
+            self._status.write(self._describe(head))
         return [(_KIND_OF[kind], encode_lines(records)) for kind, records in kinds.items()]
 
-    def snapshot(self) -> bytes:
+    def _describe(self, head: PublisherHead) -> dict[str, Any]:
+        """What people see of the run."""
+        return head.status | {
+            "batch": head.number,
+            "counts": dict(self._publisher.counts),
+            "outcomes": self._publisher.evaluator.outcomes,
+            "metrics": self._publisher.evaluator.values(),
+        }
+
+    def snapshot(self) -> int:
+        """The last step of a checkpoint: all others, in all processes, have given their state by now.
+
+        The engine closes an epoch step by step along the graph, and all of it leads here.
+        """
         _assert_nothing_waits(self._heads, self._parts)
-        return self._publisher.snapshot()
+        if self._state is not None:
+            self._state.write(self._number, self._publisher.changes(), complete=True)
+            self._run.sync()
+        self._control.workers = Phase.COMMITTING
+        return self._number
 
 
 def _assert_nothing_waits(heads: dict[int, Any], parts: dict[int, Any]) -> None:
@@ -498,8 +607,8 @@ def _assert_nothing_waits(heads: dict[int, Any], parts: dict[int, Any]) -> None:
 class RecordsSink(FixedPartitionedSink[bytes, int]):
     """One engine partition per kind of record, behind it the declared sink."""
 
-    def __init__(self, sinks: dict[str, Sink]) -> None:
-        self._sinks = sinks
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     def list_parts(self) -> list[str]:
         return list(KINDS)
@@ -508,7 +617,9 @@ class RecordsSink(FixedPartitionedSink[bytes, int]):
         return sorted(KINDS).index(item_key)  # the engine numbers partitions in the order of their names
 
     def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> WritePartition:
-        return WritePartition(self._sinks.get(for_part), resume_state)
+        start = self._run.start
+        position = start.sinks.get(for_part) if resume_state is None and start is not None else resume_state
+        return WritePartition(self._run.sinks.get(for_part), position)
 
 
 class WritePartition(StatefulSinkPartition[bytes, int]):
@@ -529,65 +640,3 @@ class WritePartition(StatefulSinkPartition[bytes, int]):
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-# -- what workers and the launcher share
-
-
-class Control:
-    """Two numbers shared by all processes of a run: the newest published batch, and whether to stop.
-
-    A memory-mapped file, because the reader and the publisher may sit in different processes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            if file.seek(0, os.SEEK_END) < 16:
-                file.truncate(16)
-            self._map = mmap.mmap(file.fileno(), 16)
-
-    def restart(self) -> None:
-        """Forget an old wish to stop; before any process of a run is started."""
-        self._map[8] = 0
-
-    @property
-    def published(self) -> int:
-        """Number of the newest batch that went all the way."""
-        return struct.unpack_from("<q", self._map, 0)[0]  # type: ignore[no-any-return]
-
-    @published.setter
-    def published(self, number: int) -> None:
-        struct.pack_into("<q", self._map, 0, number)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the run was asked to stop after its current batch, with a last checkpoint."""
-        return self._map[8] != 0
-
-    def stop(self) -> None:
-        """Ask the reader to stop."""
-        self._map[8] = 1
-
-
-class StatusFile:
-    """What people see of a run: written a few times a second, whole or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._next = 0.0
-
-    def write(self, head: PublisherHead, publisher: Publisher) -> None:
-        now = wall.monotonic()
-        if now < self._next and not head.end:
-            return
-        self._next = now + 0.25
-        status = head.status | {
-            "batch": head.number,
-            "counts": dict(publisher.counts),
-            "outcomes": publisher.evaluator.outcomes,
-            "metrics": publisher.evaluator.values(),
-        }
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(encode(status))
-        temporary.replace(self._path)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from river import base, metrics, utils
@@ -22,6 +22,9 @@ from dataflows.events import Event, Record, describe_faults, plain_types
 from dataflows.order import Source, Time
 from features.lookup import Lookup
 from features.spec import Derived, Entity, Fields, duration
+
+if TYPE_CHECKING:
+    from dataflows.query import PastState
 
 
 class JobError(Exception):
@@ -82,6 +85,12 @@ class Sink(BaseModel):
     def writer(self, position: int | None) -> SinkWriter:
         """Open at a position, dropping what lies after it; None: from the beginning."""
         raise NotImplementedError
+
+    def keep_aside(self, target: Path) -> None:
+        """Keep what was written so far as `target`, before a new branch overwrites a part of it.
+
+        Only sinks that overwrite have something to do.
+        """
 
 
 class Outputs(BaseModel):
@@ -352,6 +361,17 @@ class Job(BaseModel):
         from dataflows.replay import play  # the declaration stays free of what runs it
 
         return play(self, events, labels)
+
+    def at(self, checkpoint: str = "latest", directory: Path | None = None) -> PastState:
+        """The state of this job's run at a checkpoint or savepoint, also while it runs.
+
+        `job.at("latest").features(card_id=42)`; see `PastState` for what can be asked.
+        """
+        from dataflows.query import PastState
+        from dataflows.settings import RunDirectory
+
+        run = RunDirectory(directory) if directory is not None else RunDirectory.of(self)
+        return PastState.open(self, run, checkpoint)
 
     def _check_fields(self) -> None:
         event = self.events.event

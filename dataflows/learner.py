@@ -9,8 +9,7 @@ The version of a model is the number of examples it has learned.
 from __future__ import annotations
 
 import pickle
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
@@ -18,13 +17,19 @@ from typing import Any
 from river import base
 
 from dataflows.admit import ANSWER, QUESTION
+from dataflows.chunks import Chunks
 from dataflows.evaluate import Said
 from dataflows.events import Outcome, Prediction, encode, reject, to_datetime
 from dataflows.job import Job, final_step
+from features.rows import Change, Rows, key_text, put
 from features.spec import Entity
 
 Columns = list[list[Any]]
 """By entity declaration, by place of the question in the batch: the tuple of its values, or text on what is wrong."""
+
+
+MODELS = "model"
+"""What the keys of models' rows begin with."""
 
 
 class _Model:
@@ -47,11 +52,13 @@ class Learner:
     ----------
     job
         The declaration.
-    state
-        What `snapshot` returned.
+    rows
+        Where models and questions are kept; `changes` says what to keep.
+    begun
+        How often the models were begun: those of an earlier time are not found any more.
     """
 
-    def __init__(self, job: Job, state: bytes | None = None) -> None:
+    def __init__(self, job: Job, rows: Rows | None = None, begun: int = 1) -> None:
         self._names = job.feature_names
         self._per = job.per
         self._arrange = _arrangement(job)
@@ -60,27 +67,66 @@ class Learner:
         self._supervised: bool = job.model._supervised
         self._method, gives_distribution = _question_method(job)
         self._shows_probability = gives_distribution and job.binary
-        self.counts: Counter[str] = Counter()
         self._models: dict[Any, _Model] = {}
         self._open: dict[int, tuple[Any, ...]] = {}
-        if state is not None:
-            models, self._open, self.counts = pickle.loads(state)
-            self._models = {
-                key: _Model(model, name, version, self._method) for key, (model, name, version) in models.items()
-            }
+        self._rows = rows
+        self._prefix = MODELS if begun == 1 else f"{MODELS}{begun}"
+        self._fresh = rows is None or rows.empty()  # no model is anywhere else than here
+        self._chunks = Chunks("open")
+        self._tracks = rows is not None
+        self._asked: list[int] = []
+        self._closed: list[int] = []
+        self._touched: set[Any] = set()
+        self._kept_names: tuple[str, ...] | None = None
+        if rows is not None and not self._fresh:
+            self._restore(rows)
 
     def __len__(self) -> int:
         """Open questions."""
         return len(self._open)
 
-    def snapshot(self) -> bytes:
-        """All state as bytes."""
-        models = {key: (m.model, m.name, m.version) for key, m in self._models.items()}
-        return pickle.dumps((models, self._open, self.counts), 5)
+    def _restore(self, rows: Rows) -> None:
+        kept = rows.get("names")
+        names = self._kept_names = kept[0] if kept else self._names
+        self._open = dict(self._chunks.restore(rows))
+        if names != self._names:
+            # Features came or went since these were asked; each is learned from with those it was asked with.
+            for seq, (id, at, values, *rest) in self._open.items():
+                if type(values) is tuple:
+                    self._open[seq] = (id, at, dict(zip(names, values, strict=True)), *rest)
+
+    def changes(self, models: bool = True) -> Iterator[Change]:
+        """What the rows need to follow since the last call: questions that came and went, models asked or taught.
+
+        Without `models` these wait for a later call: they will have learned more by then.
+        """
+        if self._kept_names != self._names:
+            yield from self._chunks.clear()
+            self._asked, self._closed = list(self._open), []
+            self._kept_names = self._names
+            yield put("names", self._names)
+        asked, closed = self._asked, self._closed
+        self._asked, self._closed = [], []
+        yield from self._chunks.changes(((seq, self._open[seq]) for seq in asked if seq in self._open), closed)
+        if not models:
+            return
+        touched, self._touched = self._touched, set()
+        for key in touched:
+            model = self._models[key]
+            yield put(f"{self._prefix}/{key_text(key)}", (model.model, model.name, model.version))
+
+    @property
+    def unsaved(self) -> int:
+        """Questions that came or went since `changes` was asked."""
+        return len(self._asked) + len(self._closed)
 
     def models(self) -> dict[Any, tuple[Any, int]]:
-        """The models by key (None: the global one), each with its version."""
+        """The models in memory by key (None: the global one), each with its version."""
         return {key: (m.model, m.version) for key, m in self._models.items()}
+
+    def open_questions(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """The open questions by number: (id, time, features kept, output, model key, model version)."""
+        yield from self._open.items()
 
     def process(self, operations: list[tuple[Any, ...]], columns: Columns) -> list[Said]:
         """Carry out a batch's operations in order; what there is to say of them."""
@@ -91,8 +137,8 @@ class Learner:
                 self._ask(operation, columns, said)
             elif kind == ANSWER:
                 self._learn(operation, said)
-            else:
-                self._open.pop(operation[2], None)
+            elif self._open.pop(operation[2], None) is not None and self._tracks:
+                self._closed.append(operation[2])
         return said
 
     def _ask(self, operation: tuple[Any, ...], columns: Columns, said: list[Said]) -> None:
@@ -107,11 +153,13 @@ class Learner:
             values = self._arrange(values)
         model = self._models.get(key)
         if model is None:
-            model = self._create(key)
+            model = self._fetch(key)
         x = features = dict(zip(self._names, values, strict=True))
         kept: Any = values  # what it learns from later; a tuple takes a quarter of the memory of a dict
         if None in values:
             x = kept = _present(features)
+        # Asked is enough: factorization machines of river draw the weights of a feature when they see it first.
+        self._touched.add(key)
         try:
             output = model.answer(x)
         except Exception as error:  # noqa: BLE001 - what a model does not like spoils the question, not the job
@@ -122,6 +170,8 @@ class Learner:
         at = to_datetime(time)
         version = model.version
         said.append((position, Prediction(id, at, features, shown, model.name, version, late), None, time))
+        if self._tracks:
+            self._asked.append(seq)
         if self._supervised:
             self._open[seq] = (id, at, kept, output, key, version)
         else:
@@ -138,10 +188,15 @@ class Learner:
         question = self._open.pop(seq, None)
         if question is None:
             return  # it was rejected when it was asked
+        if self._tracks:
+            self._closed.append(seq)
         id, at, kept, output, key, version = question
-        model = self._models[key]
+        model = self._models.get(key)
+        if model is None:
+            model = self._fetch(key)
         if kept is not None:
             x = dict(zip(self._names, kept, strict=True)) if type(kept) is tuple else kept
+            self._touched.add(key)
             try:
                 model.learn(x, label)
             except Exception as error:  # noqa: BLE001 - as above
@@ -152,7 +207,13 @@ class Learner:
         outcome = Outcome(id, at, shown, label, to_datetime(moment), model.name, version, model.version, assumed)
         said.append((position, outcome, output, moment))
 
-    def _create(self, key: Any) -> _Model:
+    def _fetch(self, key: Any) -> _Model:
+        """A model that is not in memory: from its row, or new."""
+        kept = [] if self._fresh or self._rows is None else self._rows.get(f"{self._prefix}/{key_text(key)}")
+        if kept:
+            fitted, name, version = kept[0]
+            model = self._models[key] = _Model(fitted, name, version, self._method)
+            return model
         # A pickle round trip first, so that a model behaves the same before and after a checkpoint.
         name = self._model_name if self._per is None else f"{self._model_name}/{_key_text(self._per, key)}"
         model = self._models[key] = _Model(pickle.loads(self._prototype), name, 0, self._method)
@@ -162,7 +223,6 @@ class Learner:
         self, reason: str, detail: str, id: Any, at: datetime, values: tuple[Any, ...], position: int, said: list[Said]
     ) -> None:
         """A question that got no answer; its record shows what was asked, the bytes as read are gone by now."""
-        self.counts["rejected_by_learner"] += 1
         asked = {"id": id, "time": at, "values": values}
         said.append((position, reject(reason, detail, f"event {id!r}", encode(asked)[:-1]), None, 0))
 

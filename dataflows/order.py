@@ -22,14 +22,16 @@ import heapq
 import time as wall
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import inf
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dataflows.chunks import Chunks
 from dataflows.events import Event, EventId, Reject, Undecodable, encode, reject, to_datetime, to_time_us
 from dataflows.orderlog import DONE, IDLE, OPENED, LogEntry, OrderLog, OrderLogError
+from features.rows import Change, Rows, put
 from features.spec import duration
 
 LABEL = 0
@@ -224,8 +226,9 @@ class Reader:
         Treat the end of a file as "nothing yet".
     log
         Where the make-up of batches is kept; None for runs that need not be resumed.
-    state
-        What `snapshot` returned; the batches that the log has after it are formed again first.
+    rows
+        Where its state is kept; `changes` says what to keep. The batches that the log has after it are formed again
+        first.
     """
 
     def __init__(
@@ -236,7 +239,7 @@ class Reader:
         linger: float = 0.05,
         follow: bool = False,
         log: OrderLog | None = None,
-        state: dict[str, Any] | None = None,
+        rows: Rows | None = None,
     ) -> None:
         self._time = time
         self._lateness: int = time.lateness
@@ -247,7 +250,8 @@ class Reader:
         self._linger = linger
         self._log = log
         self._sorted = time.order == "event_time"
-        state = state or {}
+        kept = rows.get("reader") if rows is not None else []
+        state: dict[str, Any] = kept[0] if kept else {}
         saved = state.get("lanes", {})
         opened = _open_lanes(inputs, follow, saved)
         self._lanes = {name: lane for name, lane in opened.items() if name in saved}
@@ -258,11 +262,20 @@ class Reader:
         self.newest: int | None = state.get("newest")
         self.counts: Counter[str] = Counter(state.get("counts", {}))
         self._ended: bool = state.get("ended", False)
-        self._buffer: list[Item] = [self._decode_again(*kept) for kept in state.get("buffer", [])]
-        self._ready: deque[Item] = deque(self._decode_again(*kept) for kept in state.get("ready", []))
+        self._chunks = Chunks("item")
+        self._kept: dict[tuple[str, int], int] = {}  # place of an item that waits here → number of its row
+        self._newest_item: int = state.get("newest_item", 0)
+        items: dict[int, Item] = {}
+        if rows is not None:
+            for number, item in self._chunks.restore(rows):
+                items[number] = self._decode_again(*item)
+                self._kept[item[1], item[2]] = number
+        self._ready: deque[Item] = deque(items.pop(number) for number in state.get("ready", []))
+        self._buffer: list[Item] = list(items.values())
         heapq.heapify(self._buffer)
-        self._pulls: list[tuple[str, int]] = []
-        self._rejects: list[Reject] = []
+        self._pulls: list[tuple[str, int]] = state.get("pulls", [])
+        self._rejects: list[Reject] = state.get("rejects", [])
+        self._pulled_before = list(self._pulls)  # already done of the first batch that the log gives again
         self._waiting_since: float | None = None
         self._replay = deque(log.after(self.number)) if log is not None else deque()
 
@@ -296,18 +309,36 @@ class Reader:
             self._log.append(entry)
         return self._take(count, end)
 
-    def snapshot(self) -> dict[str, Any]:
-        """All that a later reader needs to go on after the last batch; picklable."""
-        return {
+    def changes(self) -> Iterator[Change]:
+        """What the rows need to follow since the last call, so that a later reader goes on after the last batch."""
+        waiting = {(item[3], item[4]): item for queue in (self._buffer, self._ready) for item in queue}
+        kept = self._kept
+        gone = [number for place, number in kept.items() if place not in waiting]
+        new = [item for place, item in waiting.items() if place not in kept]
+        self._kept = {place: number for place, number in kept.items() if place in waiting}
+        added = []
+        for item in new:
+            self._newest_item += 1
+            self._kept[item[3], item[4]] = self._newest_item
+            added.append((self._newest_item, _kept(item)))
+        yield from self._chunks.changes(added, gone)
+        state = {
             "number": self.number,
             "watermark": self.watermark,
             "newest": self.newest,
             "counts": dict(self.counts),
             "ended": self._ended,
             "lanes": {n: (lane.position(), lane.newest, lane.silent, lane.done) for n, lane in self._lanes.items()},
-            "buffer": [_kept(item) for item in self._buffer],
-            "ready": [_kept(item) for item in self._ready],
+            "newest_item": self._newest_item,
+            "ready": [self._kept[item[3], item[4]] for item in self._ready],
+            "pulls": self._pulls,
+            "rejects": self._rejects,
         }
+        yield put("reader", state)
+
+    def offsets(self) -> dict[str, Any]:
+        """By partition, where the next record to take is."""
+        return {name: lane.position() for name, lane in self._lanes.items()}
 
     def close(self) -> None:
         """Close the inputs and the log."""
@@ -399,7 +430,8 @@ class Reader:
     def _logged_batch(self, entry: LogEntry) -> Batch:
         if entry.number != self.number + 1:
             raise OrderLogError(f"the order log goes from batch {self.number} to {entry.number}: entries are missing")
-        for name, count in entry.pulls:
+        pulls, self._pulled_before = _pulls_left(entry.pulls, self._pulled_before), []
+        for name, count in pulls:
             if count == OPENED and name in self._new:
                 self._open(name)
             if name not in self._lanes:
@@ -572,6 +604,23 @@ def _open_lanes(
 def _close_all(lanes: dict[str, _Lane]) -> None:
     for lane in lanes.values():
         lane.part.close()
+
+
+def _pulls_left(pulls: list[tuple[str, int]], done: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The pulls of a batch without those at its beginning that were done before a checkpoint.
+
+    >>> _pulls_left([("a", 8), ("b", 2)], [("a", 5)]), _pulls_left([("a", 8), ("b", 2)], [("a", 8), ("b", 2)])
+    ([('a', 3), ('b', 2)], [])
+    """
+    left = list(pulls)
+    for name, count in done:
+        logged, pulled = left.pop(0) if left else ("", 0)
+        rest = pulled - count
+        if logged != name or (rest and (count <= 0 or rest < 0)):
+            raise OrderLogError(f"the order log does not agree with the checkpoint on what was read of {name!r}")
+        if rest:
+            left.insert(0, (name, rest))
+    return left
 
 
 def _kept(item: Item) -> tuple[int, str, int, Raw]:

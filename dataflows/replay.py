@@ -17,6 +17,9 @@ from dataflows.events import Record
 from dataflows.job import Job
 from dataflows.learner import Columns, Learner
 from dataflows.order import EVENT, LABEL, Raw, Reader, Source
+from features.parts import FeatureParts
+from features.rows import Rows
+from features.spec import Entity
 from features.state import EntityFeatures
 
 SWEEP_EVERY = 64
@@ -41,13 +44,13 @@ def inputs_of(
     return inputs
 
 
-def entity_features(job: Job, index: int) -> EntityFeatures:
-    """The state of one Entity declaration, empty."""
+def entity_features(job: Job, declaration: Entity, rows: Rows | None = None, cache: int = 1_000_000) -> EntityFeatures:
+    """The state of one Entity declaration of a job; see `EntityFeatures` for `rows` and `cache`."""
     lateness = job.time.lateness if job.time.order == "arrival" else 0
-    return EntityFeatures(job.entities[index], lateness, job.trusted_columns)
+    return EntityFeatures(declaration, lateness, job.trusted_columns, rows, cache)
 
 
-def answer_rows(features: EntityFeatures, rows: list[Row]) -> tuple[list[int], list[Any]]:
+def answer_rows(features: EntityFeatures | FeatureParts, rows: list[Row]) -> tuple[list[int], list[Any]]:
     """Carry out a batch's rows in order: the places of its questions, and their feature values or what is wrong."""
     places: list[int] = []
     answers: list[Any] = []
@@ -73,7 +76,7 @@ def empty_columns(empties: list[tuple[Any, ...]], questions: int) -> Columns:
 
 def empties_of(job: Job) -> list[tuple[Any, ...]]:
     """By entity declaration: the features of an entity that was never seen."""
-    return [entity_features(job, i).read("", 0) for i in range(len(job.entities))]
+    return [entity_features(job, entity).read("", 0) for entity in job.entities]
 
 
 class PlainRun:
@@ -85,7 +88,7 @@ class PlainRun:
     def __init__(self, job: Job, reader: Reader) -> None:
         self.reader = reader
         self.admit = Admit(job)
-        self.features = [entity_features(job, i) for i in range(len(job.entities))]
+        self.features = [entity_features(job, entity) for entity in job.entities]
         self.learner = Learner(job)
         self.publisher = Publisher(job)
         self._empties = empties_of(job)

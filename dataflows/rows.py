@@ -149,3 +149,16 @@ def static_values(job: Job) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
 def _lookup(feature: Lookup) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
     table, key = feature.load(), feature.key
     return lambda row: table.get(row[key])
+
+
+def entity_step_names(job: Job) -> list[str]:
+    """A name for each Entity declaration, from its key; told apart by what it observes, then by number.
+
+    The engine keeps state by these names, so they must be unique and must not change by themselves.
+    """
+    names: list[str] = []
+    for entity in job.entities:
+        options = [entity.label, f"{entity.label}_of_{entity.of}"]
+        options += [f"{options[1]}_{number}" for number in range(2, len(job.entities) + 2)]
+        names.append(next(option for option in options if option not in names))
+    return names

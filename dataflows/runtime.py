@@ -1,45 +1,48 @@
 """The launcher: starts the workers of a run, watches over them, stops them, and shows how they get on.
 
-Every start: one run per directory (a file lock that the workers share), the engine's stale snapshots removed, the hash
-seed fixed in every process. SIGTERM or Ctrl-C ends a run with a last checkpoint; a second one ends it at once. A
-worker that dies ends the run; no worker outlives the launcher. The next run goes on from the last checkpoint.
+Every start: one run per directory (a file lock that the workers share), the state made ready (`dataflows.startup`), the
+hash seed fixed in every process. SIGTERM or Ctrl-C ends a run with a last checkpoint; a second one ends it at once. A
+worker that dies ends the run, or has all of them started again; no worker outlives the launcher. Beside watching, the
+launcher writes the manifests of checkpoints and prunes.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import importlib
 import importlib.util
 import json
 import os
-import re
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time as wall
 from collections.abc import Callable
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from dataflows.changes import describe
+from dataflows.checkpoints import Agent
 from dataflows.connectors import Stdin
 from dataflows.connectors.files import LineFile
-from dataflows.evaluate import metric_name
+from dataflows.control import Control, Phase
 from dataflows.job import KINDS, Job, JobError
+from dataflows.recovery import CommitWatch
+from dataflows.settings import RunDirectory, Settings, Start
+from dataflows.startup import Request, RunError, Startup
 
 HASH_SEED = "0"
 """river walks over sets in places, so sums depend on the hash seed; all workers use this one."""
 
-
-class RunError(RuntimeError):
-    """A run that cannot start or did not end well."""
+LONGEST_PAUSE = 60.0
+"""Seconds before a restart at the most; it begins at one second and doubles."""
 
 
 def load_job(reference: str) -> Job:
@@ -113,7 +116,7 @@ def work(reference: str, data: str | None, labels: str | None) -> None:
     from bytewax.recovery import RecoveryConfig
     from bytewax.run import cli_main
 
-    from dataflows.flow import Settings, dataflow, run_directory
+    from dataflows.flow import dataflow
 
     # State is many small objects without cycles: they go when nothing names them, and looking for cycles is time lost.
     gc.set_threshold(500_000, 20, 20)
@@ -121,7 +124,8 @@ def work(reference: str, data: str | None, labels: str | None) -> None:
     _die_with(place["launcher"])
     settings = Settings.from_environment()
     job = with_inputs(load_job(reference), data, labels)
-    recovery = run_directory(job, settings) / "state" / "recovery"
+    assert settings.start is not None
+    recovery = RunDirectory.of(job, settings).recovery(settings.start.branch)
     cli_main(
         dataflow(job, settings),
         process_id=place["index"] if len(place["addresses"]) > 1 else None,
@@ -178,48 +182,95 @@ class Launcher:
     interval
         Seconds between checkpoints.
     settings
-        What the flow is built with (`dataflows.flow.Settings`).
+        What the flow is built with.
+    request
+        What is asked of the start.
     fresh
         Throw the state and outputs of earlier runs away.
+    restarts
+        How often in a row workers that failed are started again without a new checkpoint between.
+    data, labels
+        Other inputs, as for `with_inputs`.
+    say
+        Takes sentences for the user.
     """
 
     def __init__(
-        self, reference: str, job: Job, workers: int, interval: float, settings: Any, fresh: bool,
-        data: str | None = None, labels: str | None = None,
+        self, reference: str, job: Job, workers: int, interval: float, settings: Settings,
+        request: Request | None = None, fresh: bool = False, restarts: int = 0,
+        data: str | None = None, labels: str | None = None, say: Callable[[str], None] = lambda text: None,
     ) -> None:  # fmt: skip
-        from dataflows.flow import run_directory
-
         self._reference = reference
         self._job = job
         self._workers = workers
         self._interval = interval
         self._settings = settings
+        self._request = request or Request()
         self._fresh = fresh
+        self._restarts = restarts
         self._inputs = [data, labels]
-        self.directory = run_directory(job, settings)
-        self._state = self.directory / "state"
+        self._say = say
+        self._run = RunDirectory.of(job, settings)
+        self.directory = self._run.path
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._agent: Agent | None = None
         self._signals = 0
 
     def run(self, show: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-        """Run to the end of input or a signal; the last status. Raises `RunError` when a worker fails."""
+        """Run to the end of input or a signal; the last status.
+
+        Raises `RunError` when a worker fails (more often than it may be restarted), and what `Startup.prepare` does.
+        """
         if self._fresh:
             clear(self._job, self.directory)
-        self._state.mkdir(parents=True, exist_ok=True)
-        lock = lock_state(self._state)
+        self._run.state.mkdir(parents=True, exist_ok=True)
+        lock = lock_state(self._run.state)
+        before = [signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)]
         try:
-            self._prepare()
-            before = [signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)]
-            try:
-                self._start(lock)
-                self._watch(show)
-            finally:
-                self._kill()
-                for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-                    signal.signal(number, handler)
+            self._run_with_restarts(lock, show)
         finally:
+            self._kill()
+            for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+                signal.signal(number, handler)
             os.close(lock)
         return self.status()
+
+    def _run_with_restarts(self, lock: int, show: Callable[[dict[str, Any]], None] | None) -> None:
+        failures, reached = 0, -1
+        while True:
+            Control(self._run.control).restart()
+            Control(self._run.control).launcher = Phase.START
+            start = Startup(self._job, self._settings, self._request, self._say).prepare()
+            self._request = Request(retention=self._request.retention)  # a restart goes on where this run got to
+            if start.batch > reached:
+                failures, reached = 0, start.batch
+            try:
+                self._attempt(start, lock, show)
+                return
+            except RunError as error:
+                failures += 1
+                if failures > self._restarts or self._signals:
+                    raise
+                pause = min(2.0 ** (failures - 1), LONGEST_PAUSE)
+                self._say(f"{error}. Starting again in {pause:.0f} s ({failures} of {self._restarts})")
+                wall.sleep(pause)
+
+    def _attempt(self, start: Start, lock: int, show: Callable[[dict[str, Any]], None] | None) -> None:
+        self._agent = Agent(
+            self._run,
+            start,
+            describe(self._job, self._settings.groups),
+            self._request.retention,
+            CommitWatch(self._run.recovery(start.branch), self._job.name, start.layout),
+        )
+        try:
+            self._start(start, lock)
+            Control(self._run.control).launcher = Phase.WATCHING
+            self._watch(show)
+            self._agent.look()
+        finally:
+            self._kill()
+            self._agent.close()
 
     @property
     def stopped(self) -> bool:
@@ -229,73 +280,15 @@ class Launcher:
     def status(self) -> dict[str, Any]:
         """What the run last said of itself; empty before its first batch."""
         try:
-            status: dict[str, Any] = json.loads((self._state / "status.json").read_bytes())
+            status: dict[str, Any] = json.loads(self._run.status.read_bytes())
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
         return status
 
-    def _prepare(self) -> None:
-        from bytewax.recovery import init_db_dir
-
-        from dataflows.flow import Control
-
-        Control(self._state / "control").restart()
-        recovery = self._state / "recovery"
-        made_for = self._state / "job.json"
-        if not any(recovery.glob("*.sqlite3")):
-            self._refuse_foreign_outputs()
-            made_for.write_text(json.dumps(self._fingerprint(), indent=1))
-            recovery.mkdir(exist_ok=True)
-            init_db_dir(recovery, 1)
-            return
-        try:
-            kept = json.loads(made_for.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            raise RunError(
-                f"{made_for} is missing or damaged, so it cannot be told whose state this is. Hint: --fresh"
-            ) from None
-        self._compare(kept)
-        if isinstance(self._job.events, Stdin):
-            raise RunError(
-                f"standard input cannot be read again, so the run in {self.directory} cannot go on. Hint: --fresh"
-            )
-        remove_stale_snapshots(recovery)
-
-    def _fingerprint(self) -> dict[str, str]:
-        """What the state depends on, part by part, as text to compare and to show."""
-        job = self._job
-        parts = {
-            "name": job.name,
-            "features": "; ".join(repr(feature) for feature in job.features),
-            "model": repr(job.model),
-            "per": repr(job.per),
-            "label": repr(job.label.model_copy(update={"source": None, "delay": None})),
-            "metrics": ", ".join(metric_name(metric) for metric in job.metrics),
-            "time": repr(job.time),
-            "key groups": str(self._settings.groups),
-        }
-        # Functions show where they lie in memory, which says nothing about them.
-        return {name: re.sub(r" at 0x[0-9a-f]+", "", text) for name, text in parts.items()}
-
-    def _compare(self, kept: dict[str, str]) -> None:
-        for part, now in self._fingerprint().items():
-            before = kept.get(part)
-            if before != now:
-                raise RunError(
-                    f"the state in {self._state} was made with other {part}: {before!r}, now {now!r}. "
-                    "Hint: undo the change, --fresh to start anew, or another --directory"
-                )
-
-    def _refuse_foreign_outputs(self) -> None:
-        """A new run begins its outputs anew; what lies there without a state is somebody's, so ask."""
-        for kind in KINDS:
-            file = self.directory / f"{kind}.jsonl"
-            if file.exists() and file.stat().st_size:
-                raise RunError(f"{file} is there, but no state to go on from. Hint: move it away, or --fresh")
-
-    def _start(self, lock: int) -> None:
+    def _start(self, start: Start, lock: int) -> None:
+        self._processes = []
         addresses = [f"127.0.0.1:{port}" for port in free_ports(self._workers)]
-        settings = self._settings.model_copy(update={"resume": True, "directory": self.directory})
+        settings = self._settings.model_copy(update={"start": start, "directory": self.directory})
         for index in range(self._workers):
             place = {"index": index, "addresses": addresses, "launcher": os.getpid(), "interval": self._interval}
             environment = os.environ | {
@@ -313,7 +306,7 @@ class Launcher:
             )
 
     def _errors(self, index: int) -> Any:
-        return (self._state / f"worker-{index}.log").open("wb")
+        return (self._run.state / f"worker-{index}.log").open("wb")
 
     def _watch(self, show: Callable[[dict[str, Any]], None] | None) -> None:
         while True:
@@ -324,6 +317,8 @@ class Launcher:
                 return
             if show is not None:
                 show(self.status())
+            if self._agent is not None:
+                self._agent.look()
             wall.sleep(0.05)
 
     def _fail(self, codes: list[int | None]) -> None:
@@ -335,7 +330,7 @@ class Launcher:
 
     def _last_words(self, index: int) -> str:
         """The cause of a worker's end, without the engine's frames around it."""
-        log = self._state / f"worker-{index}.log"
+        log = self._run.state / f"worker-{index}.log"
         lines = log.read_text(errors="replace").strip().splitlines()
         causes = [line for line in lines if _is_cause(line)]
         code = self._processes[index].poll()
@@ -344,11 +339,9 @@ class Launcher:
         return f"worker {index}: ended by signal {-code}" if code is not None and code < 0 else ""
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        from dataflows.flow import Control
-
         self._signals += 1
         if self._signals == 1:
-            Control(self._state / "control").stop()
+            Control(self._run.control).stop()
         else:
             self._kill()
 
@@ -360,6 +353,16 @@ class Launcher:
             process.wait()
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def disk_hint(text: str) -> str:
+    """What to do about a disk that takes nothing, if an error's text speaks of one."""
+    if any(os.strerror(number) in text for number in _DISK):
+        return ". Nothing is lost: run again once there is room and the right to write"
+    return ""
+
+
 def _is_cause(line: str) -> bool:
     head = line.split(":")[0]
     return head.endswith(("Error", "Exception")) and " " not in head and "TracedError" not in head
@@ -368,7 +371,8 @@ def _is_cause(line: str) -> bool:
 def clear(job: Job, directory: Path) -> None:
     """Remove a run's state and the outputs in its directory."""
     lock_and_release(directory / "state")
-    shutil.rmtree(directory / "state", ignore_errors=True)
+    for part in ("state", "branches"):
+        shutil.rmtree(directory / part, ignore_errors=True)
     for kind in KINDS:
         (directory / f"{kind}.jsonl").unlink(missing_ok=True)
 
@@ -384,43 +388,21 @@ def lock_state(state: Path) -> int:
     return descriptor
 
 
+def is_running(run: RunDirectory) -> bool:
+    """Whether a run uses a directory now."""
+    if not run.state.exists():
+        return False
+    try:
+        os.close(lock_state(run.state))
+    except RunError:
+        return True
+    return False
+
+
 def lock_and_release(state: Path) -> None:
     """Make sure that no run uses a state directory."""
     if state.exists():
         os.close(lock_state(state))
-
-
-def remove_stale_snapshots(recovery: Path) -> int:
-    """Delete snapshots of epochs that were never finished; how many there were.
-
-    Bytewax 0.21 leaves rows of an unfinished epoch behind when it is killed between writing the snapshots and
-    the frontier, and may load them after a second kill: an event would count twice. The resume epoch is the smallest
-    worker frontier of the newest execution.
-    """
-    removed = 0
-    resume = resume_epoch(recovery)
-    for file in recovery.glob("*.sqlite3"):
-        with closing(sqlite3.connect(file)) as database, database:
-            removed += database.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (resume,)).rowcount
-    return removed
-
-
-def resume_epoch(recovery: Path) -> int:
-    """The epoch at which the engine will go on: the smallest frontier of the newest execution's workers."""
-    executions: dict[int, tuple[int, int]] = {}
-    frontiers: dict[int, dict[int, int]] = {}
-    for file in recovery.glob("*.sqlite3"):
-        with closing(sqlite3.connect(file)) as database:
-            for number, workers, epoch in database.execute("SELECT ex_num, worker_count, resume_epoch FROM exs"):
-                executions[number] = (workers, epoch)
-            for number, worker, epoch in database.execute("SELECT ex_num, worker_index, worker_frontier FROM fronts"):
-                frontiers.setdefault(number, {})[worker] = epoch
-    if not executions:
-        return 1
-    newest = max(executions)
-    workers, start = executions[newest]
-    reached = frontiers.get(newest, {})
-    return min(reached.values()) if len(reached) == workers else start
 
 
 def free_ports(count: int) -> list[int]:

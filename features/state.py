@@ -1,4 +1,4 @@
-"""The features of all entities of one declaration: observe events, ask and read as of a time, snapshot.
+"""The features of all entities of one declaration: observe events, ask and read as of a time, keep them as rows.
 
 This is the hot road. What can be decided once per declaration is (`Plan`); an entity holds nothing but its state.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from bisect import bisect_right
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from decimal import Decimal
 from numbers import Integral, Real
 from operator import itemgetter
@@ -17,13 +17,14 @@ from features import readers
 from features.aggregates import Aggregate
 from features.folds import FoldPlan, Folds, Result
 from features.history import History, HistoryPlan
+from features.rows import APPEND, PUT, Change, Rows, key_text
 from features.spec import Entity
 from features.windows import Hopping, LastEvents, Lifetime, Session, Sliding, Tiled, Window
 
 Key = str | int | tuple[Any, ...]
-FORMAT = 1
-"""The layout of snapshots; another one is refused."""
 _LARGEST = 1 << 1023
+_EVENT_BYTES = 64
+"""What an event in a row is reckoned to take."""
 
 
 class Plan:
@@ -45,18 +46,36 @@ class Plan:
 class EntityState:
     """One entity: the events its exact windows need, and the accumulators of the others."""
 
-    __slots__ = ("folds", "history", "last_seen")
+    __slots__ = ("folds", "history", "kept_events", "kept_last", "kept_parts", "kept_whole", "last_seen")
 
     def __init__(self, plan: Plan, lateness_us: int) -> None:
         self.last_seen: int | None = None
         self.history = None if plan.history is None else History(plan.history)
         self.folds = Folds(plan.folds, lateness_us) if plan.folds else None
+        # How its row is made up by now, and the newest event time in it.
+        self.kept_parts = self.kept_events = 0
+        self.kept_last: int | None = None
+        self.kept_whole = 0  # bytes, when it was last written whole
+
+    def observe(self, plan: Plan, lateness_us: int, t: int, values: tuple[Any, ...]) -> int:
+        """Take an event; how many events are in the history up to and including it."""
+        if self.last_seen is None or t > self.last_seen:
+            self.last_seen = t
+        hi = 0
+        if self.history is not None:
+            assert plan.history is not None
+            hi = self.history.observe(plan.history, t, values)
+        if self.folds is not None:
+            self.folds.observe(plan.folds, lateness_us, t, values)
+        return hi
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.last_seen, self.history, self.folds
+        return self.last_seen, self.history, self.folds, self.kept_whole
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.last_seen, self.history, self.folds = state
+        self.last_seen, self.history, self.folds, self.kept_whole = state
+        self.kept_parts = self.kept_events = 0
+        self.kept_last = self.last_seen
 
 
 class EntityFeatures:
@@ -68,6 +87,9 @@ class EntityFeatures:
     field and the value, and changes nothing. The columns in `trusted` are known to hold finite floats, bools and None
     only, and are not looked at again.
 
+    With `rows`, entities are fetched from there when they are first touched, `changes` says what to keep there, and
+    `trim` keeps no more than about `cache` entities in memory.
+
     >>> from features.aggregates import Count, Mean
     >>> cards = EntityFeatures(Entity("card_id", [Count(), Mean("amount")], over="7d"))
     >>> cards.names, cards.columns
@@ -78,15 +100,31 @@ class EntityFeatures:
     (0, 0.0)
     """
 
-    __slots__ = ("_entities", "_forget_after_us", "_lateness_us", "_nothing", "_plan", "columns", "names")
+    __slots__ = (
+        "_bound", "_complete", "_forget_after_us", "_lateness_us", "_nothing", "_old", "_plan", "_rows", "_unsaved",
+        "_young", "columns", "names",
+    )  # fmt: skip
 
-    def __init__(self, declaration: Entity, lateness: int = 0, trusted: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        declaration: Entity,
+        lateness: int = 0,
+        trusted: Collection[str] = (),
+        rows: Rows | None = None,
+        cache: int = 1_000_000,
+    ) -> None:
         self.names = declaration.feature_names
         self.columns = declaration.columns
         self._lateness_us = lateness
         self._forget_after_us = declaration.forget_after_us
         self._plan = Plan(declaration, lateness, trusted)
-        self._entities: dict[Key, EntityState] = {}
+        # Two generations: what was not touched since the young one began is in the old one, and goes first.
+        self._young: dict[Key, EntityState] = {}
+        self._old: dict[Key, EntityState] = {}
+        self._rows = rows
+        self._bound = cache
+        self._complete = rows is None or rows.empty()  # no entity is anywhere else than here
+        self._unsaved: dict[Key, list[tuple[int, tuple[Any, ...]]]] | None = None if rows is None else {}
         self._nothing = self._row(EntityState(self._plan, lateness), 0, 0, False)
 
     def ask(self, key: Key, t: int, values: tuple[Any, ...]) -> tuple[object, ...]:
@@ -100,9 +138,11 @@ class EntityFeatures:
 
     def read(self, key: Key, t: int) -> tuple[object, ...]:
         """The features as of `t`. Changes nothing, and knows no entity afterwards that it did not before."""
-        state = self._entities.get(key)
+        state = self._young.get(key)
         if state is None:
-            return self._nothing
+            state = self._fetch(key)
+            if state is None:
+                return self._nothing
         hi = 0
         if state.history is not None:
             times = state.history.times
@@ -110,55 +150,119 @@ class EntityFeatures:
         return self._row(state, t, hi, False)
 
     def sweep(self, clock: int) -> int:
-        """Forget the entities that equal one never seen, for all times from `clock` - lateness on; returns how many."""
+        """Forget the entities that equal one never seen, for all times from `clock` - lateness on; returns how many.
+
+        Those with changes that no row has yet stay until the next time, so that their rows are whole.
+        """
         if self._forget_after_us is None:
             return 0
         oldest = clock - self._forget_after_us - self._lateness_us
-        gone = [key for key, state in self._entities.items() if state.last_seen is None or state.last_seen < oldest]
-        for key in gone:
-            del self._entities[key]
-        return len(gone)
+        swept = 0
+        for generation in (self._young, self._old):
+            gone = [k for k, state in generation.items() if state.last_seen is None or state.last_seen < oldest]
+            for key in gone:
+                if not self._unsaved or key not in self._unsaved:
+                    del generation[key]
+                    swept += 1
+        self._complete = self._complete and (swept == 0 or self._rows is None)
+        return swept
 
     def __len__(self) -> int:
-        return len(self._entities)
+        """Entities in memory."""
+        return len(self._young) + len(self._old)
 
-    def snapshot(self) -> bytes:
-        """All state; `restore` continues from it to the last bit."""
-        return pickle.dumps((FORMAT, self.names, self._lateness_us, self._entities), pickle.HIGHEST_PROTOCOL)
+    @property
+    def unsaved(self) -> int:
+        """Entities with changes that `changes` has not given yet."""
+        return len(self._unsaved or ())
 
-    def restore(self, snapshot: bytes) -> None:
-        """Replace all state by that of a snapshot. Raises ValueError if it is of another declaration or format.
+    def changes(self) -> Iterator[Change]:
+        """What rows need to follow, since the last call: an entity's new events, or all of it once in a while.
 
-        Unpickles: only for snapshots from a trusted place.
+        All of it when the events added to the row outweigh what the entity holds: so what is written follows the
+        events, and an entity is read back by few parts and with few events to go through again.
         """
-        layout, *rest = pickle.loads(snapshot)
-        if layout != FORMAT:
-            raise ValueError(f"the snapshot has format {layout!r}, this is format {FORMAT}")
-        names, lateness_us, entities = rest
-        if (names, lateness_us) != (self.names, self._lateness_us):
-            raise ValueError(
-                f"the snapshot is of other features: {names}, lateness {lateness_us} µs; "
-                f"these are {self.names}, lateness {self._lateness_us} µs. "
-                "Hint: restore it with the declaration it was taken with"
-            )
-        self._entities = entities
+        unsaved = self._unsaved
+        if not unsaved:
+            return
+        self._unsaved = {}
+        young, old, forget = self._young, self._old, self._forget_after_us
+        dumps = pickle.dumps
+        for key, events in unsaved.items():
+            state = young.get(key) or old[key]
+            # In events; folds hold none, so that is told by the bytes there were.
+            held = max(0 if state.history is None else len(state.history.times), state.kept_whole // _EVENT_BYTES)
+            state.kept_parts += 1
+            state.kept_events += len(events)
+            before, state.kept_last = state.kept_last, state.last_seen
+            # After so long a pause whoever keeps the rows may have let them go: what is added to must be whole.
+            paused = forget is not None and before is not None and events[0][0] - before > forget
+            if state.kept_parts == 1:
+                yield key_text(key), PUT, dumps((None, events), 5)
+            elif paused or state.kept_parts > 8 + held // 8 or state.kept_events > 32 + held:
+                state.kept_parts, state.kept_events = 1, 0
+                whole = dumps((state, []), 5)
+                state.kept_whole = len(whole)
+                yield key_text(key), PUT, whole
+            else:
+                yield key_text(key), APPEND, dumps(events, 5)
+
+    def trim(self) -> None:
+        """Let go of the entities that were not touched for long, as far as the bound on memory asks for it.
+
+        Right after `changes` only: every entity is in its row then, and comes back when it is needed.
+        """
+        if self._rows is not None and len(self._young) > self._bound // 2 and not self._unsaved:
+            self._complete = self._complete and not self._old
+            self._old, self._young = self._young, {}
+
+    def rebuilt(self, parts: list[Any]) -> EntityState:
+        """An entity from the parts of its row."""
+        (state, events), *later = parts
+        if state is None:
+            state = EntityState(self._plan, self._lateness_us)
+        restored: EntityState = state
+        for some in (events, *later):
+            for t, values in some:
+                try:
+                    restored.observe(self._plan, self._lateness_us, t, values)
+                except (TypeError, ValueError, OverflowError):  # as when it came: a river statistic refused it
+                    pass
+            restored.kept_events += len(some)
+        restored.kept_parts = len(parts)
+        restored.kept_last = restored.last_seen
+        return restored
+
+    def _fetch(self, key: Key) -> EntityState | None:
+        """An entity that is not among the young: from the old generation or its row."""
+        state = self._old.pop(key, None)
+        if state is None:
+            if self._complete:
+                return None
+            assert self._rows is not None
+            parts = self._rows.get(key_text(key))
+            if not parts:
+                return None
+            state = self.rebuilt(parts)
+        self._young[key] = state
+        return state
 
     def _observe(self, key: Key, t: int, values: tuple[Any, ...]) -> tuple[EntityState, int]:
         plan = self._plan
         if plan.checks:
             values = _checked(plan.checks, values)
-        state = self._entities.get(key)
+        state = self._young.get(key)
         if state is None:
-            state = self._entities[key] = EntityState(plan, self._lateness_us)
-        if state.last_seen is None or t > state.last_seen:
-            state.last_seen = t
-        hi = 0
-        if state.history is not None:
-            assert plan.history is not None
-            hi = state.history.observe(plan.history, t, values)
-        if state.folds is not None:
-            state.folds.observe(plan.folds, self._lateness_us, t, values)
-        return state, hi
+            state = self._fetch(key)
+            if state is None:
+                state = self._young[key] = EntityState(plan, self._lateness_us)
+        unsaved = self._unsaved
+        if unsaved is not None:
+            if key in unsaved:
+                unsaved[key].append((t, values))
+            else:
+                unsaved[key] = [(t, values)]
+        return state, state.observe(plan, self._lateness_us, t, values)
 
     def _row(self, state: EntityState, t: int, hi: int, asking: bool) -> tuple[object, ...]:
         plan = self._plan

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 import select
+import shutil
 import sys
 import zlib
 from pathlib import Path
@@ -85,6 +86,10 @@ class Jsonl(LineFile, Sink):
 
     def writer(self, position: int | None) -> SinkWriter:
         return FileWriter(self.path, position)
+
+    def keep_aside(self, target: Path) -> None:
+        if self.path.exists():
+            shutil.copy2(self.path, target)
 
 
 class Csv(LineFile):

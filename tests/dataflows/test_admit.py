@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from river import dummy, stats
 
 from dataflows import DISCARD, Event, Job, JobError, Label, Outcome, Prediction, Reject, Time
+from dataflows.admit import Admit
 from dataflows.connectors import Memory
-from dataflows.order import Reader
+from dataflows.order import LABEL, Batch, Reader
 from dataflows.replay import PlainRun, inputs_of
 from features import Count, Derived, Entity, Fields, Mean
+from features.rows import MemoryRows
 
 
 class Ask(Event, id="id", time="t", unit="us"):
@@ -326,7 +328,15 @@ def test_early_revisions_of_a_question_that_never_comes_are_not_lost() -> None:
     tells = [{"id": 7, "t": 1, "y": 1}, {"id": 7, "t": 2, "y": 2}]
     records, plain = run(job(by_stream(revisions="last", horizon=100)), [{"id": 1, "t": 1}], tells)
     assert ("orphan_label", "labels:2") in rejects(records)
-    assert not plain.admit.snapshot()["early"]
+    assert plain.admit.counts["rejected_by_admit"] == len(rejects(records))
+    rows = MemoryRows()
+    again = Admit(job(by_stream(revisions="last", horizon=100)), rows=rows)
+    again.admit(Batch(1, [(t, LABEL, 7, "labels", t, Tell(id=7, t=t, y=t), b"") for t in (1, 2)], [], None, False))
+    rows.apply(again.changes())
+    assert rows.get("early/0000000000000001") != []
+    again.admit(Batch(2, [], [], None, True))
+    rows.apply(again.changes())
+    assert [key for key, _ in rows.scan("early")] == []
 
 
 def test_early_revisions_with_last_take_the_last() -> None:

@@ -16,6 +16,7 @@ from dataflows.connectors import Memory
 from dataflows.evaluate import Evaluator, Publisher, metric_name, most_probable
 from dataflows.events import reject
 from features import Fields
+from features.rows import MemoryRows
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -89,6 +90,11 @@ def test_metrics_are_those_of_progressive_val_score(steps: list[tuple[int, int, 
         assert found[-1].values[type(metric).__name__] == river_says(rows, linear(), metric, delay)
 
 
+def kept(evaluator: Evaluator) -> Any:
+    """Its state as it comes back from disk."""
+    return pickle.loads(pickle.dumps(evaluator.state()))
+
+
 ROC_CASES = st.tuples(
     st.booleans(), st.sampled_from([0.0, 1 / 9, 2 / 9, 0.5, 8 / 9, 1.0, -0.1, 1.1]) | st.floats(-1, 2), st.booleans()
 )
@@ -108,7 +114,7 @@ def test_roc_auc_is_that_of_river_at_any_moment(
         oracle.update(label, output)
         if look:
             assert evaluator.values() == {"ROCAUC": oracle.get()}
-            evaluator = Evaluator(job(linear(), [metrics.ROCAUC(**declared)]), evaluator.snapshot())
+            evaluator = Evaluator(job(linear(), [metrics.ROCAUC(**declared)]), kept(evaluator))
     assert evaluator.values() == {"ROCAUC": oracle.get()}
 
 
@@ -206,13 +212,13 @@ def test_metrics_that_are_no_single_number_do_not_stop_a_job(metric: Any) -> Non
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1), st.integers(0, 10**9)), max_size=20), st.integers(0, 20))
 def test_an_evaluator_resumes_identically(outcomes: list[tuple[bool, float, int]], cut: int) -> None:
-    """From its snapshot it gives the same reports as without a break."""
+    """From its state, through bytes, it gives the same reports as without a break."""
     declared = job(linear(), [metrics.ROCAUC(), utils.Rolling(metrics.LogLoss, 3)], report=Report(period="1m"))
     straight = Evaluator(declared)
     expected = [straight.add(y, {True: p, False: 1 - p}, at) for y, p, at in outcomes]
     first = Evaluator(declared)
     found = [first.add(y, {True: p, False: 1 - p}, at) for y, p, at in outcomes[:cut]]
-    second = Evaluator(declared, first.snapshot())
+    second = Evaluator(declared, kept(first))
     found += [second.add(y, {True: p, False: 1 - p}, at) for y, p, at in outcomes[cut:]]
     assert (found, second.now()) == (expected, straight.now())
 
@@ -236,5 +242,7 @@ def test_the_publisher_puts_records_of_all_learners_in_order() -> None:
     assert records[:5] == [refused, *outcome]
     assert records[5].values == {"Accuracy": 1.0}  # type: ignore[union-attr]
     assert +publisher.counts == {"rejects": 1, "rejects.odd": 1, "outcomes": 4, "reports": 1}
-    again = Publisher(declared, pickle.loads(pickle.dumps(publisher.snapshot())))
+    rows = MemoryRows()
+    rows.apply(publisher.changes())
+    again = Publisher(declared, rows)
     assert list(again.publish([], [], True)) == [], "what was reported is not reported again"

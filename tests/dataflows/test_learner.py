@@ -282,7 +282,7 @@ def spread(declared: Job, rows: list[dict[str, Any]], groups: int) -> list[Any]:
     """What `play` does, with entities and models spread over key groups as the engine spreads them."""
     reader = Reader(inputs_of(declared, rows), declared.time, batch_size=3)
     admit = Admit(declared, groups)
-    features = {(i, g): entity_features(declared, i) for i in range(len(declared.entities)) for g in range(groups)}
+    features = {(i, g): entity_features(declared, e) for i, e in enumerate(declared.entities) for g in range(groups)}
     learners = {group: Learner(declared) for group in range(groups)}
     records: list[Any] = []
     while not reader.finished:

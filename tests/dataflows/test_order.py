@@ -1,9 +1,8 @@
-"""The reader: the order of all events, watermarks, what is late, batches, snapshots and the order log."""
+"""The reader: the order of all events, watermarks, what is late, batches, rows and the order log."""
 
 from __future__ import annotations
 
 import json
-import pickle
 import random
 import time as wall
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from dataflows.connectors import Jsonl, Memory
 from dataflows.events import Event
 from dataflows.order import EVENT, LABEL, Batch, InputError, Reader, Source, Time
 from dataflows.orderlog import LogEntry, OrderLog, OrderLogError
+from features.rows import MemoryRows
 
 
 class Ping(Event, id="id", time="t", unit="us"):
@@ -381,7 +381,7 @@ def test_an_empty_input_ends_in_one_empty_batch() -> None:
     assert (only.number, only.items, only.rejects, only.watermark, only.end) == (1, [], [], None, True)
 
 
-# -- snapshots and the order log
+# -- rows and the order log
 
 CASES = st.fixed_dictionaries(
     {
@@ -410,11 +410,11 @@ class Files:
             lines = ["damaged" if id == 13 else json.dumps(row(t, id)) for t, id in case[name]]
             (directory / name).write_text("".join(line + "\n" for line in lines))
 
-    def reader(self, state: Any = None, log: bool = True, batch_size: int | None = None) -> Reader:
+    def reader(self, rows: MemoryRows | None = None, log: bool = True, batch_size: int | None = None) -> Reader:
         inputs: list[Input] = [(EVENT, Jsonl(self.directory / name, Ping)) for name in "ab"]
         inputs.append((LABEL, Jsonl(self.directory / "labels", Ping)))
         order_log = OrderLog(self.log) if log else None
-        reader = Reader(inputs, self.time, batch_size or self.batch_size, log=order_log, state=state)
+        reader = Reader(inputs, self.time, batch_size or self.batch_size, log=order_log, rows=rows)
         self._opened.append(reader)
         return reader
 
@@ -444,14 +444,15 @@ HELD_BACK = {
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=CASES, cut=st.integers(0, 20))
-def test_a_snapshot_continues_identically(tmp_path: Path, case: dict[str, Any], cut: int) -> None:
-    """Taken after any batch, a snapshot gives the same items and rejects to the end as reading on."""
+def test_rows_continue_identically(tmp_path: Path, case: dict[str, Any], cut: int) -> None:
+    """Kept after any batch, its rows give the same items and rejects to the end as reading on."""
     with Files(tmp_path, case) as files:
-        reader = files.reader(log=False)
+        rows = MemoryRows()
+        reader = files.reader(rows, log=False)
         some(reader, cut)
-        state = pickle.dumps(reader.snapshot())
+        rows.apply(reader.changes())
         rest = batches(reader)
-        resumed = files.reader(pickle.loads(state), log=False)
+        resumed = files.reader(rows, log=False)
         again = batches(resumed)
         assert items(again) == items(rest)
         assert [b.end for b in again].count(True) == [b.end for b in rest].count(True)
@@ -466,12 +467,13 @@ def test_a_replay_of_the_order_log_forms_the_same_batches(
 ) -> None:
     """What left after the checkpoint is formed again exactly, under another batch size too, and then it goes on."""
     with Files(tmp_path, case) as files:
-        reader = files.reader()
+        rows = MemoryRows()
+        reader = files.reader(rows)
         some(reader, checkpoint)
-        state = pickle.dumps(reader.snapshot())
+        rows.apply(reader.changes())
         lost = some(reader, ahead)
         reader.close()
-        resumed = files.reader(pickle.loads(state), batch_size=case["batch_size"] + 1)
+        resumed = files.reader(rows, batch_size=case["batch_size"] + 1)
         again = some(resumed, len(lost))
         assert shape(again) == shape(lost)
         assert not resumed.replaying
@@ -546,11 +548,12 @@ def test_a_partition_that_is_gone_is_refused(logged: Files) -> None:
     reader = Reader(inputs, logged.time, log=OrderLog(logged.log))
     with closing(reader), pytest.raises(OrderLogError, match=r"partition 'labels' of batch 1 is gone.*Hint"):
         batches(reader)
-    with closing(logged.reader(log=False)) as first:
+    rows = MemoryRows()
+    with closing(logged.reader(rows, log=False)) as first:
         first.next_batch()
-        state = first.snapshot()
+        rows.apply(first.changes())
     with pytest.raises(OrderLogError, match=r"gone: a, labels.*Hint"):
-        Reader([memory("b", [])], logged.time, state=state)
+        Reader([memory("b", [])], logged.time, rows=rows)
 
 
 def test_entries_are_small_and_read_back(tmp_path: Path) -> None:
@@ -569,13 +572,14 @@ def test_a_file_that_grows_after_its_end_is_read_on(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_text(json.dumps(row(1)) + "\n")
     inputs: list[Input] = [(EVENT, Jsonl(file, Ping))]
-    reader = Reader(inputs, Time(), log=OrderLog(tmp_path / "log"))
+    rows = MemoryRows()
+    reader = Reader(inputs, Time(), log=OrderLog(tmp_path / "log"), rows=rows)
     assert [b.end for b in batches(reader)] == [True]
-    state = pickle.loads(pickle.dumps(reader.snapshot()))
-    assert batches(Reader(inputs, Time(), log=OrderLog(tmp_path / "log"), state=state)) == []
+    rows.apply(reader.changes())
+    assert batches(Reader(inputs, Time(), log=OrderLog(tmp_path / "log"), rows=rows)) == []
     with file.open("a") as more:
         more.write(json.dumps(row(2, 2)) + "\n")
-    (last,) = batches(Reader(inputs, Time(), log=OrderLog(tmp_path / "log"), state=state))
+    (last,) = batches(Reader(inputs, Time(), log=OrderLog(tmp_path / "log"), rows=rows))
     assert (last.number, keys([last]), last.end) == (2, [(2, EVENT, 2)], True)
 
 

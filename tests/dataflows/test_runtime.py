@@ -16,15 +16,9 @@ from pathlib import Path
 import pytest
 
 from dataflows import JobError
-from dataflows.runtime import (
-    RunError,
-    free_ports,
-    load_job,
-    lock_and_release,
-    lock_state,
-    remove_stale_snapshots,
-    resume_epoch,
-)
+from dataflows.recovery import remove_stale_snapshots, resume_epoch
+from dataflows.runtime import free_ports, load_job, lock_and_release, lock_state
+from dataflows.startup import RunError
 from tests.scenarios import running
 
 JOB = """
@@ -250,7 +244,7 @@ def test_the_resume_epoch_is_the_smallest_frontier_of_the_newest_execution(
 def test_stale_snapshots_are_removed_from_a_real_recovery_database(undisturbed: Path, tmp_path: Path) -> None:
     """A row of an epoch that was never finished goes; the engine's own rows stay."""
     shutil.copytree(undisturbed, tmp_path / "out")
-    recovery = tmp_path / "out" / "state" / "recovery"
+    recovery = tmp_path / "out" / "state" / "recovery" / "1"
     remove_stale_snapshots(recovery)
     (file,) = recovery.glob("*.sqlite3")
     with closing(sqlite3.connect(file)) as database, database:
@@ -305,7 +299,7 @@ def test_key_groups_are_fixed_with_the_state_until_fresh(job_file: Path, undistu
     with Run(job_file, out, "--groups", "3") as refused:
         code, printed = refused.end()
     assert code == 1
-    assert "other key groups: '16', now '3'" in " ".join(printed.split())
+    assert "job: groups was 16 and is 3" in " ".join(printed.split())
     running.run(str(job_file), out, "--groups", "3", "--fresh")
     assert outputs(out) == outputs(undisturbed)
 

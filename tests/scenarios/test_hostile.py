@@ -19,7 +19,9 @@ from river import ensemble, forest, linear_model, metrics, optim, preprocessing
 from dataflows import Event, Job, JobError, Jsonl, Label, Outcome, Outputs, Prediction, Reject
 from dataflows.order import EVENT, Reader, Time
 from dataflows.orderlog import OrderLog, OrderLogError
+from dataflows.settings import output_sinks
 from features import Count, Derived, Entity, Fields, Mean
+from features.rows import MemoryRows
 
 
 class Ping(Event, id="id", time="t", unit="s"):
@@ -137,8 +139,6 @@ def test_randomness_is_found_inside_ensembles() -> None:
 
 def test_two_kinds_of_records_may_not_share_a_file(tmp_path: Path) -> None:
     """Two writers on one file would overwrite each other."""
-    from dataflows.flow import output_sinks
-
     both = Jsonl(tmp_path / "both.jsonl")
     with pytest.raises(JobError, match="one kind"):
         output_sinks(job(outputs=Outputs(predictions=both, outcomes=both)), tmp_path)
@@ -164,14 +164,15 @@ def test_an_archive_that_breaks_off_gives_what_it_has_and_one_reject(tmp_path: P
 def test_an_input_that_was_replaced_is_not_read_on(tmp_path: Path, count: int) -> None:
     """Neither a shorter nor a longer file of that name is taken for the one that was read before."""
     path = write(tmp_path / "pings.jsonl", pings(200))
-    first = Reader([(EVENT, Jsonl(path, Ping))], Time())
+    rows = MemoryRows()
+    first = Reader([(EVENT, Jsonl(path, Ping))], Time(), rows=rows)
     while not first.finished:
         first.next_batch()
-    state = first.snapshot()
+    rows.apply(first.changes())
     first.close()
     write(path, [row | {"x": 7.0} for row in pings(count)])
     with pytest.raises(OrderLogError, match="cut or replaced"):
-        Reader([(EVENT, Jsonl(path, Ping))], Time(), state=state)
+        Reader([(EVENT, Jsonl(path, Ping))], Time(), rows=rows)
 
 
 def test_a_file_that_appears_does_not_disturb_what_is_formed_again(tmp_path: Path) -> None:

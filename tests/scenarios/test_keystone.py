@@ -89,7 +89,7 @@ def arrivals(case: Case, pulls: Sequence[tuple[str, int]]) -> Iterator[oracles.A
 
 def logged_pulls(directory: Path) -> list[tuple[str, int]]:
     """The order of arrival, as anyone can read it from the order log."""
-    lines = (directory / "state" / "order.log").read_text().splitlines()
+    lines = (directory / "state" / "order" / "1.log").read_text().splitlines()
     return [(name, count) for line in lines for name, count in json.loads(line)[1]]
 
 

@@ -1,0 +1,231 @@
+"""Changing a job that has state: what becomes of the state, step by step, decided before anything is started.
+
+What is added starts empty, what is removed is dropped, and both are said. What would keep state under another meaning
+(a window of another length, another model, another key) is refused, until `--reset STEP` says that the step shall begin
+anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import pickle
+import re
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from dataflows.evaluate import metric_names
+from dataflows.job import Job
+from dataflows.pickles import safe_loads
+from dataflows.rows import entity_step_names
+from dataflows.settings import FeaturePart, Layout
+from features.spec import Entity
+
+
+class Change(NamedTuple):
+    """What a changed declaration does to the state of a step. `refused`: it needs `--reset` (or undoing)."""
+
+    step: str
+    text: str
+    refused: bool = False
+
+
+Description = dict[str, Any]
+
+
+def describe(job: Job, groups: int) -> Description:
+    """What state depends on, by step, as plain values to compare and to show."""
+    steps: Description = {
+        "read": {"order": job.time.order, "lateness": job.time.lateness},
+        "admit": _label(job),
+        "learner": {"model": _text(job.model), "per": list(job.per or ())},
+        "publish": {"metrics": dict(zip(metric_names(job), map(_text, job.metrics), strict=True))},
+    }
+    for step, entity in _feature_steps(job):
+        steps[step] = _entity(entity)
+    return {"name": job.name, "groups": groups, "names": list(job.feature_names), "steps": steps}
+
+
+def _label(job: Job) -> Description:
+    label = job.label
+    how = {"kind": label.kind, "field": label.field, "on": label.on, "at": label.at, "by": label.by}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in how.items()} | {
+        "after": label.after,
+        "revisions": label.revisions,
+    }
+
+
+def _entity(entity: Entity) -> Description:
+    names = iter(entity.feature_names)
+    return {
+        "key": list(entity.key),
+        "of": entity.of,
+        "where": None if entity.where is None else _text(entity.where),
+        "ttl": entity.ttl_us,
+        "features": {next(names): f"{each!r} over {over!r}" for each in entity.aggregates for over in entity.over},
+        "aggregates": {each.stem: repr(each) for each in entity.aggregates},
+        "windows": {over.label or "lifetime": repr(over) for over in entity.over},
+    }
+
+
+def _text(value: Any) -> str:
+    """A value as text; functions show where they lie in memory, which says nothing about them."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def compare(before: Description, now: Description, reset: Collection[str] = ()) -> list[Change]:
+    """What the differences between two descriptions do to the state; empty where there are none.
+
+    `reset` names the steps that may begin anew.
+    """
+    changes = _changed("job", {n: before[n] for n in ("name", "groups")}, {n: now[n] for n in ("name", "groups")})
+    old, new = before["steps"], now["steps"]
+    changes += _changed("read", old["read"], new["read"])
+    changes += _changed("admit", old["admit"], new["admit"])
+    changes += _compare_learner(old["learner"], new["learner"], reset)
+    changes += _compare_metrics(old["publish"]["metrics"], new["publish"]["metrics"], reset)
+    changes += _compare_features(old, new, reset)
+    if not changes and before["names"] != now["names"]:
+        changes.append(Change("features", "features of the event alone, or their order, changed; they have no state"))
+    return changes
+
+
+def _changed(step: str, old: Description, new: Description) -> list[Change]:
+    """Of these every change alters what the state means, and there is nothing to begin anew without losing the rest."""
+    return [
+        Change(step, f"{name} was {old[name]!r} and is {new[name]!r}", True)
+        for name in new
+        if old.get(name) != new[name]
+    ]
+
+
+def _compare_learner(old: Description, new: Description, reset: Collection[str]) -> list[Change]:
+    if old == new:
+        return []
+    what = "; ".join(f"{name} was {old[name]} and is {new[name]}" for name in new if old.get(name) != new[name])
+    if "learner" in reset:
+        return [Change("learner", f"the models begin anew, open questions stay ({what})")]
+    return [Change("learner", what, True)]
+
+
+def _compare_metrics(old: Description, new: Description, reset: Collection[str]) -> list[Change]:
+    changes = [Change("publish", f"metric {name} is new and starts empty") for name in new if name not in old]
+    changes += [Change("publish", f"metric {name} is gone and dropped") for name in old if name not in new]
+    for name in new:
+        if name in old and old[name] != new[name]:
+            text = f"metric {name} was {old[name]} and is {new[name]}"
+            begins = f"metric {name} begins anew ({text})"
+            changes.append(Change("publish", begins) if "publish" in reset else Change("publish", text, True))
+    return changes
+
+
+def _compare_features(old: Description, new: Description, reset: Collection[str]) -> list[Change]:
+    changes: list[Change] = []
+    gone = [step for step in old if step.startswith("features_") and step not in new]
+    come = [step for step in new if step.startswith("features_") and step not in old]
+    for step in come:
+        if gone and step not in reset:
+            text = f"step {gone[0]} is gone and this one is new: if it was renamed, its state would be lost"
+            changes.append(Change(step, text, True))
+        else:
+            changes.append(Change(step, f"{', '.join(new[step]['features'])}: new, starts empty"))
+    changes += [Change(step, f"{', '.join(old[step]['features'])}: gone, dropped") for step in gone]
+    for step in new:
+        if step.startswith("features_") and step in old and old[step] != new[step]:
+            changes += _compare_entity(step, old[step], new[step], reset)
+    return changes
+
+
+def _compare_entity(step: str, old: Description, new: Description, reset: Collection[str]) -> list[Change]:
+    fixed = [name for name in ("key", "of", "where", "ttl") if old[name] != new[name]]
+    reasons = [f"{name} was {old[name]!r} and is {new[name]!r}" for name in fixed]
+    for what in ("aggregates", "windows"):
+        both = old[what].keys() & new[what].keys()
+        reasons += [f"{old[what][n]} is {new[what][n]} now" for n in sorted(both) if old[what][n] != new[what][n]]
+    left, came = old["windows"].keys() - new["windows"].keys(), new["windows"].keys() - old["windows"].keys()
+    if left and came:
+        reasons.append(f"window {', '.join(sorted(left))} is {', '.join(sorted(came))} now")
+    if step in reset:
+        return [Change(step, f"begins anew ({'; '.join(reasons) or 'as asked'})")]
+    if reasons:
+        return [Change(step, reason, True) for reason in reasons]
+    changes = [
+        Change(step, f"{name} is new and starts empty") for name in new["features"] if name not in old["features"]
+    ]
+    changes += [Change(step, f"{name} is gone and dropped") for name in old["features"] if name not in new["features"]]
+    return changes or [Change(step, "the order of the features changed; their state stays")]
+
+
+def first_layout(job: Job) -> Layout:
+    """How the state of a new job lies: every feature step in one part."""
+    return Layout(features={step: (_part(step, entity, ()),) for step, entity in _feature_steps(job)})
+
+
+def next_layout(layout: Layout, before: Description, job: Job, now: Description, reset: Collection[str]) -> Layout:
+    """How state lies after a change that `compare` did not refuse.
+
+    What begins anew gets rows of a name that was never used, so that nothing old is found there.
+    """
+    used = {*layout.dropped, *(part.rows for parts in layout.features.values() for part in parts)}
+    features: dict[str, tuple[FeaturePart, ...]] = {}
+    for step, entity in _feature_steps(job):
+        old = () if step in reset else layout.features.get(step, ())
+        features[step] = _next_parts(step, entity, old, used)
+    kept = {part.rows for parts in features.values() for part in parts}
+    metrics = dict(layout.metrics)
+    if "publish" in reset:
+        old_metrics, new_metrics = before["steps"]["publish"]["metrics"], now["steps"]["publish"]["metrics"]
+        for name, text in new_metrics.items():
+            if old_metrics.get(name, text) != text:
+                metrics[name] = metrics.get(name, 1) + 1
+    return Layout(
+        features=features,
+        dropped=tuple(sorted(used - kept)),
+        models=layout.models + ("learner" in reset),
+        metrics=metrics,
+    )
+
+
+def expiry(job: Job, layout: Layout) -> dict[str, int]:
+    """By the name of rows, how long (µs) after its last event an entity equals one never seen, where it ever does."""
+    lateness = job.time.lateness if job.time.order == "arrival" else 0
+    parts = [part for parts in layout.features.values() for part in parts]
+    after = {part.rows: declared(part).forget_after_us for part in parts}
+    return {rows: span + lateness for rows, span in after.items() if span is not None}
+
+
+def declared(part: FeaturePart) -> Entity:
+    """The declaration that a part was made for."""
+    entity: Entity = safe_loads(base64.b64decode(part.declaration))
+    return entity
+
+
+def _next_parts(step: str, entity: Entity, old: tuple[FeaturePart, ...], used: set[str]) -> tuple[FeaturePart, ...]:
+    wanted = entity.feature_names
+    parts = [part.model_copy(update={"names": tuple(n for n in part.names if n in wanted)}) for part in old]
+    parts = [part for part in parts if part.names]
+    there = {name for part in parts for name in part.names}
+    added = tuple(name for name in wanted if name not in there)
+    if added:
+        parts.append(_part(step, _only(entity, added), used, added))
+    return tuple(parts)
+
+
+def _only(entity: Entity, names: Collection[str]) -> Entity:
+    """The declaration with the aggregates and windows that some features need."""
+    pairs = [(each, over) for each in entity.aggregates for over in entity.over]
+    some = [pair for pair, name in zip(pairs, entity.feature_names, strict=True) if name in names]
+    aggregates = tuple(each for each in entity.aggregates if any(each is one for one, _ in some))
+    over = tuple(each for each in entity.over if any(each is one for _, one in some))
+    return entity.model_copy(update={"aggregates": aggregates, "over": over})
+
+
+def _part(step: str, entity: Entity, used: Collection[str], names: tuple[str, ...] | None = None) -> FeaturePart:
+    options = (step, *(f"{step}.{number}" for number in range(2, len(used) + 3)))
+    rows = next(option for option in options if option not in used)
+    # Which events are observed is decided before; a function would only be in the way of pickling.
+    pickled = pickle.dumps(entity.model_copy(update={"where": None}), 5)
+    return FeaturePart(rows=rows, names=names or entity.feature_names, declaration=base64.b64encode(pickled).decode())
+
+
+def _feature_steps(job: Job) -> list[tuple[str, Entity]]:
+    return [(f"features_{name}", entity) for name, entity in zip(entity_step_names(job), job.entities, strict=True)]

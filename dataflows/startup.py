@@ -1,0 +1,289 @@
+"""Before a run: whose state is this, does the job still fit it, where does the run go on, is everything there?
+
+Nothing is started before all of this is settled, so that what is wrong is one clear message and nothing is lost. In
+this order: the declaration against that of the state; what the engine has committed; the state files, each whole and
+holding what the engine was promised; rows of batches that were never committed, rolled back. A changed job, or one that
+goes on from an older checkpoint, opens a new branch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+
+from dataflows.changes import Change, Description, compare, describe, first_layout, next_layout
+from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, openable
+from dataflows.connectors import Stdin
+from dataflows.control import write_whole
+from dataflows.job import KINDS, Job, JobError
+from dataflows.pickles import names_of
+from dataflows.recovery import Committed, committed, create_recovery, remove_stale_snapshots, step_ids
+from dataflows.rows import entity_step_names
+from dataflows.settings import Layout, RunDirectory, Settings, Start, dump_branches, output_sinks, read_branches
+from dataflows.state import StateError, StateFile, StateStore, Version, file_names
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or did not end well."""
+
+
+class Request(BaseModel):
+    """What the user asked of a start.
+
+    `origin` is the checkpoint or savepoint to go on from, on a new branch; `reset` the steps that may begin anew.
+    """
+
+    origin: str | None = None
+    reset: tuple[str, ...] = ()
+    retention: Retention = Retention()
+
+
+class Startup:
+    """Makes a run's state ready to go on.
+
+    Parameters
+    ----------
+    job, settings
+        The job and how it runs.
+    request
+        What is asked for.
+    say
+        Takes sentences for the user.
+    """
+
+    def __init__(self, job: Job, settings: Settings, request: Request, say: Callable[[str], None]) -> None:
+        self._job = job
+        self._settings = settings
+        self._request = request
+        self._say = say
+        self._run = RunDirectory.of(job, settings)
+        self._now = describe(job, settings.groups)
+
+    def prepare(self) -> Start:
+        """Where the run begins. Raises `RunError`, `StateError` or `JobError`; then nothing has changed."""
+        if not self._run.job.exists():
+            return self._create()
+        changes = self.changes()
+        refused = [change for change in changes if change.refused]
+        if refused:
+            raise RunError(_refusal(self._run, refused))
+        self._check_inputs()
+        if self._request.origin is None:
+            start = self._resume()
+            return self._branch_changed(start, changes) if changes else start
+        return self._branch_from(Checkpoints(self._run).find(self._request.origin), changes)
+
+    def changes(self) -> list[Change]:
+        """What the job's declaration would change about the state that is there; none where there is no state."""
+        if not self._run.job.exists():
+            return []
+        return compare(read_job(self._run), self._now, self._reset_steps())
+
+    # -- a new state
+
+    def _create(self) -> Start:
+        if self._has_begun():
+            raise RunError(
+                f"{self._run.job} is missing, so it cannot be told whose state {self._run.state} holds. "
+                "Hint: put it back from a copy, or --fresh to start anew"
+            )
+        if self._request.origin is not None:
+            raise RunError(f"--from {self._request.origin}: there is no state in {self._run.state} yet")
+        self._refuse_foreign_outputs()
+        shutil.rmtree(self._run.groups, ignore_errors=True)  # empty files of a start that was killed here
+        start = Start(layout=first_layout(self._job))
+        StateStore.create(self._run.groups, self._settings.groups)
+        self._write_branches((start,))
+        create_recovery(self._run.recovery(1))
+        self._run.order_log(1).parent.mkdir(exist_ok=True)
+        self._run.order_log(1).touch()
+        # Last: a state directory without it was never begun.
+        write_whole(self._run.job, _pretty(self._now), durable=True)
+        return start
+
+    def _has_begun(self) -> bool:
+        """Whether anything was ever kept here. A start that is killed while it creates the state leaves empty files."""
+        if any(log.stat().st_size for log in self._run.order_log(1).parent.glob("*.log")):
+            return True
+        for path in sorted(self._run.groups.glob("*.sqlite3")):
+            file = StateFile(path, path.stem, create=True)
+            steps = file.steps
+            file.close()
+            if steps:
+                return True
+        return False
+
+    def _refuse_foreign_outputs(self) -> None:
+        """A new run begins its outputs anew; what lies there without a state is somebody's, so ask."""
+        for kind in KINDS:
+            file = self._run.output(kind)
+            if file.exists() and file.stat().st_size:
+                raise RunError(f"{file} is there, but no state to go on from. Hint: move it away, or --fresh")
+
+    # -- going on
+
+    def _check_inputs(self) -> None:
+        if isinstance(self._job.events, Stdin):
+            raise RunError(
+                f"standard input cannot be read again, so the run in {self._run.path} cannot go on. Hint: --fresh"
+            )
+
+    def _resume(self) -> Start:
+        """Go on with the newest branch where the engine has got to."""
+        branch = read_branches(self._run)[-1]
+        recovery = self._run.recovery(branch.branch)
+        self._check_step_ids(recovery)
+        remove_stale_snapshots(recovery)
+        found = committed(recovery, self._job.name, branch.layout)
+        batch = branch.batch if found.reader is None else int(found.reader["batch"])
+        start = branch.model_copy(update={"batch": batch, "sinks": branch.sinks | found.sinks})
+        if not self._run.order_log(branch.branch).exists():
+            raise RunError(
+                f"the order log {self._run.order_log(branch.branch)} is missing: what came after the checkpoint cannot "
+                "be repeated as it was. Hint: put it back from a copy, or --from CHECKPOINT opens a new branch"
+            )
+        self._check_files(start, found)
+        self._roll_back(start)
+        self._agent(start, found).look()
+        return start
+
+    def _check_step_ids(self, recovery: Path) -> None:
+        known = {"read", "learner", "publish", "write"} | {f"features_{n}" for n in entity_step_names(self._job)}
+        known |= {part for start in read_branches(self._run) for part in start.layout.features}
+        ids = {step_id.removeprefix(f"{self._job.name}.").split(".")[0] for step_id in step_ids(recovery)}
+        if not ids <= known:
+            raise RunError(
+                f"the engine's recovery store {recovery} holds state of steps {sorted(ids - known)}, which "
+                f"{self._job.name} does not have. Hint: is this another job's? Use another --directory"
+            )
+
+    def _check_files(self, start: Start, found: Committed) -> None:
+        """Every file whole, and holding what the engine was told it holds."""
+        allowed = names_of(self._job)
+        for name in file_names(self._settings.groups):
+            try:
+                file = StateFile(self._run.groups / f"{name}.sqlite3", name, allowed=allowed)
+                try:
+                    file.check()
+                    for step, batch in found.parts.get(name, {}).items():
+                        if not file.holds(step, Version(start.branch, batch)):
+                            raise file.damaged(f"batch {batch}, which the engine has committed, is not there", step)
+                finally:
+                    file.close()
+            except StateError as error:
+                raise StateError(f"{error}. {self._way_out()}") from None
+
+    def _way_out(self) -> str:
+        for manifest in reversed(Checkpoints(self._run).all()):
+            if openable(manifest, self._run) is None:
+                return f"Checkpoint {manifest.version} can still be opened: --from {manifest.version}"
+        return "None of the retained checkpoints can be opened"
+
+    def _roll_back(self, start: Start) -> None:
+        for name in file_names(self._settings.groups):
+            file = StateFile(self._run.groups / f"{name}.sqlite3", name)
+            try:
+                file.roll_back(start.version)
+            finally:
+                file.close()
+
+    def _agent(self, start: Start, found: Committed) -> Agent:
+        return Agent(self._run, start, read_job(self._run), self._request.retention, lambda: found)
+
+    # -- new branches
+
+    def _branch_from(self, manifest: Manifest, changes: list[Change]) -> Start:
+        """Go on from a checkpoint on a new branch; the outputs so far are kept aside."""
+        wrong = openable(manifest, self._run)
+        if wrong is not None:
+            raise StateError(f"checkpoint {manifest.version} cannot be opened: {wrong}")
+        layout = next(start.layout for start in read_branches(self._run) if start.branch == manifest.branch)
+        return self._open_branch(manifest, layout, manifest.job or read_job(self._run), changes)
+
+    def _branch_changed(self, start: Start, changes: list[Change]) -> Start:
+        """The job changed: go on from the last checkpoint on a new branch, with the state laid out as it is now."""
+        manifest = Checkpoints(self._run).newest()
+        before = read_job(self._run)
+        if manifest is None or manifest.version != start.version:  # nothing was committed yet
+            layout = next_layout(start.layout, before, self._job, self._now, self._reset_steps())
+            changed = start.model_copy(update={"layout": layout})
+            self._write_branches((*read_branches(self._run)[:-1], changed))
+            self._run.order_log(start.branch).write_bytes(b"")
+            write_whole(self._run.job, _pretty(self._now), durable=True)
+            return changed
+        return self._open_branch(manifest, start.layout, before, changes)
+
+    def _open_branch(self, manifest: Manifest, layout: Layout, before: Description, changes: list[Change]) -> Start:
+        branches = read_branches(self._run)
+        left, branch = branches[-1].branch, branches[-1].branch + 1
+        for change in changes:
+            self._say(f"{change.step}: {change.text}")
+        self._say(f"branch {branch} begins at checkpoint {manifest.version}")
+        self._keep_outputs(left)
+        start = Start(
+            branch=branch,
+            batch=manifest.batch,
+            forks=(*manifest.forks, (manifest.branch, manifest.batch)),
+            sinks=manifest.sinks,
+            layout=next_layout(layout, before, self._job, self._now, self._reset_steps()),
+        )
+        create_recovery(self._run.recovery(branch))
+        self._run.order_log(branch).write_bytes(b"")
+        Checkpoints(self._run).add(manifest)  # a savepoint may be all there was of it
+        # From here on the new branch is the one that goes on; a job that differs from job.json is compared again.
+        self._write_branches((*branches, start))
+        write_whole(self._run.job, _pretty(self._now), durable=True)
+        return start
+
+    def _keep_outputs(self, branch: int) -> None:
+        """Copy first: until the new branch is written down, the old one must be able to go on."""
+        aside = self._run.aside(branch)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for kind, sink in output_sinks(self._job, self._run.path).items():
+            sink.keep_aside(aside / f"{kind}.jsonl")
+        self._say(f"the outputs of branch {branch} are kept in {aside}")
+
+    def _reset_steps(self) -> tuple[str, ...]:
+        known = {"learner", "publish", *(f"features_{name}" for name in entity_step_names(self._job))}
+        for step in self._request.reset:
+            if step not in known:
+                raise JobError(f"--reset {step}: there is no such step. Hint: {', '.join(sorted(known))}")
+        return self._request.reset
+
+    def _write_branches(self, branches: tuple[Start, ...]) -> None:
+        self._run.state.mkdir(parents=True, exist_ok=True)
+        write_whole(self._run.branches, dump_branches(branches), durable=True)
+
+
+def read_job(run: RunDirectory) -> Description:
+    """What the job of a state declared. Raises `RunError`."""
+    try:
+        found = msgspec.json.decode(run.job.read_bytes())
+    except (FileNotFoundError, msgspec.DecodeError) as error:
+        raise RunError(
+            f"{run.job} is missing or damaged ({error}), so it cannot be told whose state this is. "
+            "Hint: put it back from a copy, or --fresh to start anew"
+        ) from None
+    if not isinstance(found, dict) or not {"name", "groups", "names", "steps"} <= found.keys():
+        raise RunError(f"{run.job} is not what this version of millrace writes. Hint: --fresh to start anew")
+    return found
+
+
+def _refusal(run: RunDirectory, refused: Collection[Change]) -> str:
+    lines = [f"{change.step}: {change.text}" for change in refused]
+    steps = sorted({change.step for change in refused if change.step.startswith(("features_", "learner", "publish"))})
+    stuck = [change.step for change in refused if change.step not in steps]
+    begin = "undo the change, --fresh to start anew, or another --directory"
+    if not stuck:
+        begin = f"undo the change, or begin anew with {' '.join(f'--reset {step}' for step in steps)}"
+    return f"the state in {run.state} was made with another declaration. " + "; ".join(lines) + f". Hint: {begin}"
+
+
+def _pretty(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=1)
