@@ -14,7 +14,7 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench venv clean
+.PHONY: help demo test check bench chaos venv clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ check: venv ## ruff and mypy
 
 bench: venv ## measure speed against a hand-written loop
 	@$(BIN)/python -m $(subst /,.,$(BENCH)) $(ARGS)
+
+chaos: venv ## kill runs again and again and compare with undisturbed ones
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 clean: ## remove .venv and caches
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,7 +26,7 @@ from dataflows.events import Event, EventId, Reject, reject
 from dataflows.job import DISCARD, Job, delay_function
 from dataflows.order import LABEL, Batch, Item, raw_bytes
 from dataflows.remembered import EarlyLabels, Remembered
-from dataflows.rows import NO_LABEL, EntityRows, key_getter, key_group, matchers, static_values
+from dataflows.rows import NO_LABEL, EntityRows, entity_step_names, key_getter, key_group, matchers, static_values
 from features.rows import Change, Rows, put
 from features.spec import Derived
 
@@ -141,6 +141,11 @@ class Admit:
         self._derived = [f for f in job.features if isinstance(f, Derived)]
         self._entities = [EntityRows(i, e, job, groups) for i, e in enumerate(job.entities)]
         self._key_names = tuple(entity.key for entity in job.entities)
+        self._declared = tuple(
+            (name, entity.key, entity.columns)
+            for name, entity in zip(entity_step_names(job), job.entities, strict=True)
+        )
+        self._kept_declared: tuple[Any, ...] | None = None
         # Features over columns of which the types alone do not say that every value will do.
         doubtful = [not set(e.columns) <= job.trusted_columns for e in job.entities]
         self._slack: int = job.time.lateness if job.time.order == "arrival" else 0
@@ -194,14 +199,18 @@ class Admit:
 
     def changes(self) -> Iterator[Change]:
         """What the rows need to follow since the last call."""
-        yield put("admit", (self.counts, self._clock, self._seq, self._oldest))
+        yield put("admit", (self.counts, self._clock, self._seq, self._oldest, self._declared))
         for remembered in (self._ids, self._closed, self._models):
             yield from remembered.changes()
         yield from self._early.changes()
+        if self._kept_declared != self._declared:
+            yield from self._chunks.clear()
+            self._kept_seq, self._kept_declared = 0, self._declared
         first, gone, revised = self._kept_seq + 1, self._gone, self._revised
         self._kept_seq, self._gone, self._revised = self._seq, [], set()
         open_ = self._open
-        added = ((seq, open_[seq]) for seq in range(first, self._seq + 1) if seq in open_)
+        numbers = range(first, self._seq + 1) if first > 1 else sorted(open_)
+        added = ((seq, open_[seq]) for seq in numbers if seq in open_)
         amended = ((seq, open_[seq]) for seq in revised if seq < first and seq in open_)
         yield from self._chunks.changes(added, gone, amended)
 
@@ -209,11 +218,27 @@ class Admit:
         """What is not in the rows follows from the open questions: when they fall due, what waits for which label."""
         kept = rows.get("admit")
         if kept:
-            self.counts, self._clock, self._seq, self._oldest = kept[0]
+            self.counts, self._clock, self._seq, self._oldest, self._kept_declared = kept[0]
             self._kept_seq = self._seq
         self._open = dict(self._chunks.restore(rows))
+        if self._kept_declared is not None and self._kept_declared != self._declared:
+            self._translate(self._kept_declared)
         for seq, (_, _, match, _, moment, _) in self._open.items():
             self._wait(seq, match, moment)
+
+    def _translate(self, before: tuple[Any, ...]) -> None:
+        """The job was changed since: what open questions keep for features of labels, by the declarations of now."""
+        now = {name: (index, key, columns) for index, (name, key, columns) in enumerate(self._declared)}
+        for seq, (group, rows, *rest) in self._open.items():
+            kept = []
+            for (index, its_group), entity_key, values in rows:
+                name, key, columns = before[index]
+                place, key_now, columns_now = now.get(name, (-1, None, ()))
+                if key_now == key:
+                    there = dict(zip(columns, values, strict=True))
+                    taken = tuple([there.get(column) for column in columns_now])
+                    kept.append((self._entities[place].places[its_group], entity_key, taken))
+            self._open[seq] = (group, tuple(kept), *rest)
 
     def open_questions(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """The open questions by number, each with the names and then the values of its entities' keys."""

@@ -13,9 +13,12 @@ import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+from river import base, compose, utils
+
 from dataflows.evaluate import metric_names
 from dataflows.job import Job
-from dataflows.pickles import safe_loads
+from dataflows.pickles import names_of, safe_loads
 from dataflows.rows import entity_step_names
 from dataflows.settings import FeaturePart, Layout
 from features.spec import Entity
@@ -61,15 +64,49 @@ def _entity(entity: Entity) -> Description:
         "of": entity.of,
         "where": None if entity.where is None else _text(entity.where),
         "ttl": entity.ttl_us,
-        "features": {next(names): f"{each!r} over {over!r}" for each in entity.aggregates for over in entity.over},
-        "aggregates": {each.stem: repr(each) for each in entity.aggregates},
-        "windows": {over.label or "lifetime": repr(over) for over in entity.over},
+        "features": {
+            next(names): f"{_text(each)} over {_text(over)}" for each in entity.aggregates for over in entity.over
+        },
+        "aggregates": {each.stem: _text(each) for each in entity.aggregates},
+        "windows": {over.label or "lifetime": _text(over) for over in entity.over},
     }
 
 
 def _text(value: Any) -> str:
-    """A value as text; functions show where they lie in memory, which says nothing about them."""
+    """A declared object as text: equal exactly where it is declared alike, in every process.
+
+    Spelled out, because river shows a metric or statistic by its figure, and numbers rounded. Functions show where they
+    lie in memory, which says nothing about them.
+    """
+    if isinstance(value, compose.Pipeline):
+        return f"({' | '.join(map(_text, value.steps.values()))})"
+    if isinstance(value, compose.TransformerUnion):
+        return f"({' + '.join(map(_text, value.transformers.values()))})"
+    if isinstance(value, utils.Rolling):
+        return f"Rolling({_text(value.obj)}, window_size={value.window.maxlen})"
+    if isinstance(value, BaseModel):
+        return _call(value, {name: getattr(value, name) for name in type(value).model_fields})
+    if isinstance(value, base.Base):
+        try:
+            return _call(value, {name: getattr(value, name, given) for name, given in value._get_params().items()})
+        except AttributeError:  # a class of the user's that does not keep its parameters
+            return type(value).__qualname__
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_text(key)}: {_text(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(_text, value)))}}}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _call(value: Any, parameters: dict[str, Any]) -> str:
+    given = parameters.pop("_POSITIONAL_ARGS", ())  # where river has `*args`, as a set in places
+    positional = [_text(each) for each in given]
+    if isinstance(given, set | frozenset):
+        positional.sort()
+    named = [f"{name}={_text(each)}" for name, each in parameters.items()]
+    return f"{type(value).__name__}({', '.join(positional + named)})"
 
 
 def compare(before: Description, now: Description, reset: Collection[str] = ()) -> list[Change]:
@@ -85,7 +122,11 @@ def compare(before: Description, now: Description, reset: Collection[str] = ()) 
     changes += _compare_metrics(old["publish"]["metrics"], new["publish"]["metrics"], reset)
     changes += _compare_features(old, new, reset)
     if not changes and before["names"] != now["names"]:
-        changes.append(Change("features", "features of the event alone, or their order, changed; they have no state"))
+        same = sorted(before["names"]) == sorted(now["names"])
+        text = (
+            "their order changed, their state stays" if same else "those of the event alone changed; they have no state"
+        )
+        changes.append(Change("features", text))
     return changes
 
 
@@ -166,21 +207,22 @@ def next_layout(layout: Layout, before: Description, job: Job, now: Description,
     What begins anew gets rows of a name that was never used, so that nothing old is found there.
     """
     used = {*layout.dropped, *(part.rows for parts in layout.features.values() for part in parts)}
+    # Only what changed, as `compare` says: nothing is thrown away unsaid.
+    anew = {step for step in reset if before["steps"].get(step) != now["steps"].get(step)}
     features: dict[str, tuple[FeaturePart, ...]] = {}
     for step, entity in _feature_steps(job):
-        old = () if step in reset else layout.features.get(step, ())
+        old = () if step in anew else layout.features.get(step, ())
         features[step] = _next_parts(step, entity, old, used)
     kept = {part.rows for parts in features.values() for part in parts}
     metrics = dict(layout.metrics)
-    if "publish" in reset:
-        old_metrics, new_metrics = before["steps"]["publish"]["metrics"], now["steps"]["publish"]["metrics"]
-        for name, text in new_metrics.items():
-            if old_metrics.get(name, text) != text:
-                metrics[name] = metrics.get(name, 1) + 1
+    old_metrics, new_metrics = before["steps"]["publish"]["metrics"], now["steps"]["publish"]["metrics"]
+    for name, text in old_metrics.items():
+        if name not in new_metrics or (new_metrics[name] != text and "publish" in reset):
+            metrics[name] = metrics.get(name, 1) + 1
     return Layout(
         features=features,
         dropped=tuple(sorted(used - kept)),
-        models=layout.models + ("learner" in reset),
+        models=layout.models + ("learner" in anew),
         metrics=metrics,
     )
 
@@ -189,13 +231,13 @@ def expiry(job: Job, layout: Layout) -> dict[str, int]:
     """By the name of rows, how long (µs) after its last event an entity equals one never seen, where it ever does."""
     lateness = job.time.lateness if job.time.order == "arrival" else 0
     parts = [part for parts in layout.features.values() for part in parts]
-    after = {part.rows: declared(part).forget_after_us for part in parts}
+    after = {part.rows: declared(part, job).forget_after_us for part in parts}
     return {rows: span + lateness for rows, span in after.items() if span is not None}
 
 
-def declared(part: FeaturePart) -> Entity:
-    """The declaration that a part was made for."""
-    entity: Entity = safe_loads(base64.b64decode(part.declaration))
+def declared(part: FeaturePart, job: Job) -> Entity:
+    """The declaration that a part was made for; it may hold statistics of the job's own."""
+    entity: Entity = safe_loads(base64.b64decode(part.declaration), names_of(job))
     return entity
 
 

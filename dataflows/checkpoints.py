@@ -129,11 +129,15 @@ class Checkpoints:
 
     def savepoints(self) -> dict[str, Manifest]:
         """The savepoints by name."""
-        return {path.stem: _read(path) for path in sorted(self._run.savepoints.glob("*.json"))}
+        found = {path.stem: _read_if_there(path) for path in sorted(self._run.savepoints.glob("*.json"))}
+        return {name: manifest for name, manifest in found.items() if manifest is not None}
 
     def newest(self) -> Manifest | None:
-        """The newest checkpoint of the newest branch."""
+        """The newest checkpoint of the branch that goes on: its own, or the one it began at."""
         found = self.all()
+        if found and self._run.branches.exists():
+            branch = read_branches(self._run)[-1]
+            found = [m for m in found if m.branch == branch.branch or tuple(m.version) in branch.forks[-1:]]
         return found[-1] if found else None
 
     def find(self, text: str) -> Manifest:
@@ -141,9 +145,10 @@ class Checkpoints:
         named = self.savepoints()
         if text in named:
             return named[text]
+        newest = self.newest() if text == "latest" else None
+        if newest is not None:
+            return newest
         found = self.all()
-        if text == "latest" and found:
-            return found[-1]
         for manifest in found:
             if str(manifest.version) == text:
                 return manifest
@@ -195,7 +200,7 @@ class Checkpoints:
             if manifest.version not in stay:
                 path = self._path(manifest.version)
                 path.rename(path.with_suffix(".dropped"))
-        dropped = [_read(path).version for path in self._run.checkpoints.glob("*.dropped")]
+        dropped = [manifest.version for manifest in _manifests(self._run.checkpoints, "*.dropped")]
         pinned = self._pinned()
         for version in dropped:
             if version in pinned:
@@ -208,7 +213,8 @@ class Checkpoints:
 
     def _pinned(self, but: Path | None = None) -> set[Version]:
         paths = [*self._run.savepoints.glob("*.json"), *self._run.checkpoints.glob("*.json")]
-        return {_read(path).version for path in paths if path != but}
+        found = (_read_if_there(path) for path in paths if path != but)
+        return {manifest.version for manifest in found if manifest is not None}
 
     def _path(self, version: Version) -> Path:
         return self._run.checkpoints / f"{version.branch}-{version.batch:012d}.json"
@@ -328,14 +334,15 @@ class Agent:
 
         No step will ever ask for them as they were, so they need not go one by one with rows that say so.
         """
-        oldest = self._checkpoints.all()[0]
-        if oldest.branch != self._start.branch or oldest.clock is None:
-            return  # an older branch can still be opened
+        branch = self._start.branch
+        oldest = next(m for m in self._checkpoints.all() if m.branch == branch)
+        if oldest.clock is None:
+            return
         for rows, after in self._expiry.items():
             until = self._clocks.last_before(rows, oldest.clock - after)
-            if until is not None:
+            if until is not None and until > Version(branch, 0).number:
                 for name in self._names():
-                    self._file(name).forget(rows, until)
+                    self._file(name).forget(rows, Version(branch, 0).number, until)
 
     def _names(self) -> list[str]:
         return sorted(path.stem for path in self._run.groups.glob("*.sqlite3"))
@@ -389,8 +396,13 @@ def missing_parts(manifest: Manifest, store: StateStore) -> list[str]:
 def openable(manifest: Manifest, run: RunDirectory) -> str | None:
     """None if every row of a checkpoint can be read, else what is wrong."""
     try:
+        retained = _is_retained(manifest, run)
         store = StateStore(run.groups, manifest.lineage, writable=False)
         try:
+            for name in {READER, *manifest.parts}:
+                store.file(name).begin_reading()
+            if retained and not _is_retained(manifest, run):
+                return None  # it was dropped just now, so there is nothing to open
             missing = missing_parts(manifest, store)
             if missing:
                 return missing[0]
@@ -403,8 +415,21 @@ def openable(manifest: Manifest, run: RunDirectory) -> str | None:
     return None
 
 
-def _manifests(directory: Path) -> list[Manifest]:
-    return [_read(path) for path in sorted(directory.glob("*.json"))]
+def _is_retained(manifest: Manifest, run: RunDirectory) -> bool:
+    return manifest.version in {m.version for m in Checkpoints(run).all()}
+
+
+def _manifests(directory: Path, pattern: str = "*.json") -> list[Manifest]:
+    found = (_read_if_there(path) for path in sorted(directory.glob(pattern)))
+    return [manifest for manifest in found if manifest is not None]
+
+
+def _read_if_there(path: Path) -> Manifest | None:
+    """Others drop manifests and delete savepoints at any time."""
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        return None
 
 
 def _read(path: Path) -> Manifest:

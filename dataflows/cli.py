@@ -90,12 +90,17 @@ def run(
     durability: Annotated[
         Durability, typer.Option(help="What a checkpoint survives: loss of power, or the death of any process.")
     ] = Durability.power,
-    groups: Annotated[int, typer.Option(min=1, max=1024, help="Key groups; fixed when the state is created.")] = 16,
+    groups: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Key groups; fixed when the state is created.", show_default="16"),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for more at the end of files.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw state and outputs of earlier runs away.")] = False,
 ) -> None:
     """Run a job on Bytewax. Killed or stopped, the next run goes on from the last checkpoint."""
     loaded = with_inputs(load_job(job), data, labels)
+    if groups is None:
+        groups = 16 if fresh else _groups_of(RunDirectory.of(loaded, Settings(directory=directory)))
     settings = Settings(
         directory=directory, batch_size=batch_size, linger=linger, groups=groups, follow=follow, cache=cache,
         durability=durability.value,
@@ -114,6 +119,11 @@ def run(
     with Progress(console) as progress:
         status = launcher.run(progress.show)
     _summary(console, loaded, status, wall.monotonic() - started, launcher)
+
+
+def _groups_of(run: RunDirectory) -> int:
+    """The key groups of the state that is there, else the default."""
+    return int(read_job(run)["groups"]) if run.job.exists() else 16
 
 
 def writes_stdout(job: Job) -> bool:

@@ -29,6 +29,10 @@ Directory = Annotated[Path | None, typer.Option(help="The run's directory. Defau
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 
 
+_MODELS = 20
+"""Models to show in a table; with one for each entity there may be many."""
+
+
 def checkpoints(
     job: JobArgument,
     directory: Directory = None,
@@ -145,7 +149,7 @@ def _parse(entity: list[str]) -> dict[str, Any]:
 
 
 def _whole_state(past: PastState) -> dict[str, Any]:
-    models = {"/".join((m.name,)): m.version for m in past.models().values()}
+    models = {model.name: model.version for model in past.models().values()}
     return _described(past.manifest, None) | {"entities": past.counts(), "models": models, "metrics": past.metrics()}
 
 
@@ -191,8 +195,11 @@ def _show(found: dict[str, Any], limit: int) -> None:
         table.add_row(name, escape(repr(value)))
     for name, count in found.get("entities", {}).items():
         table.add_row(name.removeprefix("features_"), f"{count:,} entities")
-    for name, version in found.get("models", {}).items():
-        table.add_row(f"model {name}", f"learned from {version:,}")
+    models = found.get("models", {})
+    for name, version in list(models.items())[:_MODELS]:
+        table.add_row(f"model {escape(name)}", f"learned from {version:,}")
+    if len(models) > _MODELS:
+        table.add_row(f"{len(models) - _MODELS:,} more models", "--entity shows one, --json all")
     for name, value in found.get("metrics", {}).items():
         table.add_row(name, "-" if value is None else f"{value:.4f}")
     out.print(table)

@@ -428,7 +428,7 @@ class FeatureStep(StatefulBatchLogic[Bundle, tuple[str, Part], int]):
         parts = []
         for part in run.parts(self._step):
             state = run.state(group_file(group), part.rows)
-            features = entity_features(job, declared(part), _rows(state), cache)
+            features = entity_features(job, declared(part, job), _rows(state), cache)
             parts.append((features, part.names))
             if state is not None:
                 self._kept.append((features, state))

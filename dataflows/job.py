@@ -92,6 +92,13 @@ class Sink(BaseModel):
         Only sinks that overwrite have something to do.
         """
 
+    def put_back(self, source: Path) -> None:
+        """Begin with what was kept aside as `source`."""
+
+    def size(self) -> int | None:
+        """The position at the end of what is there; None where nobody can tell."""
+        return None
+
 
 class Outputs(BaseModel):
     """Where records go. What is not named goes to `directory/KIND.jsonl`; None switches a kind off.

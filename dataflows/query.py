@@ -199,12 +199,12 @@ class PastState:
         for parts in self.layout.features.values():
             for part in parts:
                 if part.rows == rows:
-                    return declared(part)
+                    return declared(part, self.job)
         raise StateError(f"there is no feature step {rows!r}. Hint: {', '.join(self.layout.features)}")
 
     def _features(self, step: str, declaration: Entity, group: int) -> EntityFeatures | FeatureParts:
         parts = [
-            (entity_features(self.job, declared(part), self._rows(group_file(group), part.rows)), part.names)
+            (entity_features(self.job, declared(part, self.job), self._rows(group_file(group), part.rows)), part.names)
             for part in self.layout.features.get(step, ())
         ]
         if {name for _, names in parts for name in names} != set(declaration.feature_names):

@@ -138,12 +138,13 @@ def _resume_epoch(database: sqlite3.Connection) -> int:
 @contextmanager
 def _opened(recovery: Path) -> Iterator[sqlite3.Connection]:
     """The engine's store; what SQLite has against it as `StateError`."""
-    if not _file(recovery).exists():
+    file = _file(recovery)
+    if not file.exists():
         raise StateError(
-            f"the engine's recovery store {_file(recovery)} is missing, so it cannot be told how far the job got. {_HINT}"
+            f"the engine's recovery store {file} is missing, so it cannot be told how far the job got. {_HINT}"
         )
     try:
-        with closing(sqlite3.connect(_file(recovery), timeout=30.0)) as database:
+        with closing(sqlite3.connect(file, timeout=30.0)) as database:
             yield database
     except sqlite3.Error as error:
         raise _damaged(recovery, str(error)) from None

@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from dataflows.changes import describe
+from dataflows.changes import describe, expiry
 from dataflows.checkpoints import Agent
 from dataflows.connectors import Stdin
 from dataflows.connectors.files import LineFile
 from dataflows.control import Control, Phase
-from dataflows.job import KINDS, Job, JobError
+from dataflows.job import Job, JobError
 from dataflows.recovery import CommitWatch
-from dataflows.settings import RunDirectory, Settings, Start
+from dataflows.settings import RunDirectory, Settings, Start, output_sinks
 from dataflows.startup import Request, RunError, Startup
 
 HASH_SEED = "0"
@@ -221,10 +221,14 @@ class Launcher:
 
         Raises `RunError` when a worker fails (more often than it may be restarted), and what `Startup.prepare` does.
         """
-        if self._fresh:
-            clear(self._job, self.directory)
+        if self._fresh and (self._request.origin is not None or self._request.reset):
+            raise RunError(
+                "--fresh throws the state away, so --from and --reset have nothing to act on. Hint: one of them"
+            )
         self._run.state.mkdir(parents=True, exist_ok=True)
         lock = lock_state(self._run.state)
+        if self._fresh:
+            clear(self._job, self.directory)
         before = [signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)]
         try:
             self._run_with_restarts(lock, show)
@@ -253,7 +257,15 @@ class Launcher:
                     raise
                 pause = min(2.0 ** (failures - 1), LONGEST_PAUSE)
                 self._say(f"{error}. Starting again in {pause:.0f} s ({failures} of {self._restarts})")
-                wall.sleep(pause)
+                self._pause(pause)
+                if self._signals:
+                    raise
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless a signal comes."""
+        end = wall.monotonic() + seconds
+        while wall.monotonic() < end and not self._signals:
+            wall.sleep(0.05)
 
     def _attempt(self, start: Start, lock: int, show: Callable[[dict[str, Any]], None] | None) -> None:
         self._agent = Agent(
@@ -262,6 +274,7 @@ class Launcher:
             describe(self._job, self._settings.groups),
             self._request.retention,
             CommitWatch(self._run.recovery(start.branch), self._job.name, start.layout),
+            expiry(self._job, start.layout),
         )
         try:
             self._start(start, lock)
@@ -288,7 +301,9 @@ class Launcher:
     def _start(self, start: Start, lock: int) -> None:
         self._processes = []
         addresses = [f"127.0.0.1:{port}" for port in free_ports(self._workers)]
-        settings = self._settings.model_copy(update={"start": start, "directory": self.directory})
+        settings = self._settings.model_copy(
+            update={"start": start.model_copy(update={"job": {}}), "directory": self.directory}
+        )
         for index in range(self._workers):
             place = {"index": index, "addresses": addresses, "launcher": os.getpid(), "interval": self._interval}
             environment = os.environ | {
@@ -369,40 +384,47 @@ def _is_cause(line: str) -> bool:
 
 
 def clear(job: Job, directory: Path) -> None:
-    """Remove a run's state and the outputs in its directory."""
-    lock_and_release(directory / "state")
-    for part in ("state", "branches"):
-        shutil.rmtree(directory / part, ignore_errors=True)
-    for kind in KINDS:
-        (directory / f"{kind}.jsonl").unlink(missing_ok=True)
+    """Remove a run's state and the outputs in its directory; whoever does so holds the lock, which stays."""
+    shutil.rmtree(directory / "branches", ignore_errors=True)
+    for part in (directory / "state").iterdir():
+        if part.is_dir():
+            shutil.rmtree(part)
+        elif part.name != "lock":
+            part.unlink()
+    for sink in output_sinks(job, directory).values():
+        if isinstance(sink, LineFile):
+            sink.path.unlink(missing_ok=True)
 
 
 def lock_state(state: Path) -> int:
-    """Take the lock of a state directory; the workers inherit it. Raises `RunError` when it is taken."""
+    """Take the lock of a state directory; the workers inherit it. Raises `RunError` when it is taken.
+
+    Who only looks whether a job runs takes it for a moment, so one refusal is not the end.
+    """
     descriptor = os.open(state / "lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RunError(f"another run uses {state}. Hint: stop it first, or give this one --directory") from None
-    return descriptor
+    for attempt in range(10):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if attempt < 9:
+                wall.sleep(0.02)
+    os.close(descriptor)
+    raise RunError(f"another run uses {state}. Hint: stop it first, or give this one --directory")
 
 
 def is_running(run: RunDirectory) -> bool:
     """Whether a run uses a directory now."""
     if not run.state.exists():
         return False
+    descriptor = os.open(run.state / "lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        os.close(lock_state(run.state))
-    except RunError:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
     return False
-
-
-def lock_and_release(state: Path) -> None:
-    """Make sure that no run uses a state directory."""
-    if state.exists():
-        os.close(lock_state(state))
 
 
 def free_ports(count: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -47,6 +47,8 @@ class Start(BaseModel):
     """Where a run begins: the branch it writes, the forks on the way there, the last batch that counts.
 
     `sinks` are the positions of the outputs, by kind, where the engine does not know them: on a new branch.
+    `outputs_of` is the branch whose outputs it begins with, where that is not the one left last; `job` is what the job
+    declares on this branch (`dataflows.changes.describe`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +58,8 @@ class Start(BaseModel):
     forks: tuple[tuple[int, int], ...] = ()
     sinks: dict[str, int] = Field(default_factory=dict)
     layout: Layout = Field(default_factory=Layout)
+    outputs_of: int | None = None
+    job: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def version(self) -> Version:

@@ -20,7 +20,7 @@ from dataflows.changes import Change, Description, compare, describe, first_layo
 from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, openable
 from dataflows.connectors import Stdin
 from dataflows.control import write_whole
-from dataflows.job import KINDS, Job, JobError
+from dataflows.job import Job, JobError
 from dataflows.pickles import names_of
 from dataflows.recovery import Committed, committed, create_recovery, remove_stale_snapshots, step_ids
 from dataflows.rows import entity_step_names
@@ -68,21 +68,29 @@ class Startup:
         """Where the run begins. Raises `RunError`, `StateError` or `JobError`; then nothing has changed."""
         if not self._run.job.exists():
             return self._create()
-        changes = self.changes()
+        origin = None if self._request.origin is None else Checkpoints(self._run).find(self._request.origin)
+        before = self._before(origin)
+        changes = compare(before, self._now, self._reset_steps())
         refused = [change for change in changes if change.refused]
         if refused:
             raise RunError(_refusal(self._run, refused))
         self._check_inputs()
-        if self._request.origin is None:
-            start = self._resume()
-            return self._branch_changed(start, changes) if changes else start
-        return self._branch_from(Checkpoints(self._run).find(self._request.origin), changes)
+        self._run.status.unlink(missing_ok=True)  # of the run before
+        if origin is not None:
+            return self._branch_from(origin, before, changes)
+        start, new = self._resume()
+        return self._branch_changed(start, before, changes, new) if changes else start
+
+    def _before(self, origin: Manifest | None) -> Description:
+        """What the job declared when the state was made that the run goes on from."""
+        return read_job(self._run) if origin is None or not origin.job else origin.job
 
     def changes(self) -> list[Change]:
         """What the job's declaration would change about the state that is there; none where there is no state."""
         if not self._run.job.exists():
             return []
-        return compare(read_job(self._run), self._now, self._reset_steps())
+        origin = None if self._request.origin is None else Checkpoints(self._run).find(self._request.origin)
+        return compare(self._before(origin), self._now, self._reset_steps())
 
     # -- a new state
 
@@ -96,7 +104,7 @@ class Startup:
             raise RunError(f"--from {self._request.origin}: there is no state in {self._run.state} yet")
         self._refuse_foreign_outputs()
         shutil.rmtree(self._run.groups, ignore_errors=True)  # empty files of a start that was killed here
-        start = Start(layout=first_layout(self._job))
+        start = Start(layout=first_layout(self._job), job=self._now)
         StateStore.create(self._run.groups, self._settings.groups)
         self._write_branches((start,))
         create_recovery(self._run.recovery(1))
@@ -120,9 +128,9 @@ class Startup:
 
     def _refuse_foreign_outputs(self) -> None:
         """A new run begins its outputs anew; what lies there without a state is somebody's, so ask."""
-        for kind in KINDS:
-            file = self._run.output(kind)
-            if file.exists() and file.stat().st_size:
+        for kind, sink in output_sinks(self._job, self._run.path).items():
+            if sink.size():
+                file = getattr(sink, "path", kind)
                 raise RunError(f"{file} is there, but no state to go on from. Hint: move it away, or --fresh")
 
     # -- going on
@@ -133,8 +141,8 @@ class Startup:
                 f"standard input cannot be read again, so the run in {self._run.path} cannot go on. Hint: --fresh"
             )
 
-    def _resume(self) -> Start:
-        """Go on with the newest branch where the engine has got to."""
+    def _resume(self) -> tuple[Start, bool]:
+        """Go on with the newest branch where the engine has got to; whether it has not got anywhere."""
         branch = read_branches(self._run)[-1]
         recovery = self._run.recovery(branch.branch)
         self._check_step_ids(recovery)
@@ -149,8 +157,12 @@ class Startup:
             )
         self._check_files(start, found)
         self._roll_back(start)
-        self._agent(start, found).look()
-        return start
+        if found.reader is None:
+            self._put_outputs_back(start)
+        agent = Agent(self._run, start, read_job(self._run), self._request.retention, lambda: found)
+        agent.look()
+        agent.close()
+        return start, found.reader is None
 
     def _check_step_ids(self, recovery: Path) -> None:
         known = {"read", "learner", "publish", "write"} | {f"features_{n}" for n in entity_step_names(self._job)}
@@ -192,53 +204,79 @@ class Startup:
             finally:
                 file.close()
 
-    def _agent(self, start: Start, found: Committed) -> Agent:
-        return Agent(self._run, start, read_job(self._run), self._request.retention, lambda: found)
-
     # -- new branches
 
-    def _branch_from(self, manifest: Manifest, changes: list[Change]) -> Start:
+    def _branch_from(self, manifest: Manifest, before: Description, changes: list[Change]) -> Start:
         """Go on from a checkpoint on a new branch; the outputs so far are kept aside."""
         wrong = openable(manifest, self._run)
         if wrong is not None:
             raise StateError(f"checkpoint {manifest.version} cannot be opened: {wrong}")
         layout = next(start.layout for start in read_branches(self._run) if start.branch == manifest.branch)
-        return self._open_branch(manifest, layout, manifest.job or read_job(self._run), changes)
+        return self._open_branch(manifest, layout, before, changes)
 
-    def _branch_changed(self, start: Start, changes: list[Change]) -> Start:
-        """The job changed: go on from the last checkpoint on a new branch, with the state laid out as it is now."""
-        manifest = Checkpoints(self._run).newest()
-        before = read_job(self._run)
-        if manifest is None or manifest.version != start.version:  # nothing was committed yet
-            layout = next_layout(start.layout, before, self._job, self._now, self._reset_steps())
-            changed = start.model_copy(update={"layout": layout})
-            self._write_branches((*read_branches(self._run)[:-1], changed))
-            self._run.order_log(start.branch).write_bytes(b"")
-            write_whole(self._run.job, _pretty(self._now), durable=True)
-            return changed
-        return self._open_branch(manifest, start.layout, before, changes)
+    def _branch_changed(self, start: Start, before: Description, changes: list[Change], new: bool) -> Start:
+        """The job changed: go on from the last checkpoint on a new branch, with the state laid out as it is now.
+
+        `new`: the newest branch has no checkpoint yet; then it is the one that is changed.
+        """
+        if not new:
+            return self._open_branch(Checkpoints(self._run).find(str(start.version)), start.layout, before, changes)
+        self._announce(changes)
+        layout = next_layout(start.layout, before, self._job, self._now, self._reset_steps())
+        changed = start.model_copy(update={"layout": layout, "job": self._now})
+        self._run.order_log(start.branch).write_bytes(b"")
+        self._write_branches((*read_branches(self._run)[:-1], changed))
+        return changed
+
+    def _announce(self, changes: list[Change]) -> None:
+        for change in changes:
+            self._say(f"{change.step}: {change.text}")
 
     def _open_branch(self, manifest: Manifest, layout: Layout, before: Description, changes: list[Change]) -> Start:
         branches = read_branches(self._run)
         left, branch = branches[-1].branch, branches[-1].branch + 1
-        for change in changes:
-            self._say(f"{change.step}: {change.text}")
-        self._say(f"branch {branch} begins at checkpoint {manifest.version}")
-        self._keep_outputs(left)
         start = Start(
             branch=branch,
             batch=manifest.batch,
             forks=(*manifest.forks, (manifest.branch, manifest.batch)),
             sinks=manifest.sinks,
             layout=next_layout(layout, before, self._job, self._now, self._reset_steps()),
+            outputs_of=None if manifest.branch == left else manifest.branch,
+            job=self._now,
         )
+        self._check_outputs(start)
+        self._announce(changes)
+        self._say(f"branch {branch} begins at checkpoint {manifest.version}")
+        self._keep_outputs(left)
         create_recovery(self._run.recovery(branch))
         self._run.order_log(branch).write_bytes(b"")
         Checkpoints(self._run).add(manifest)  # a savepoint may be all there was of it
-        # From here on the new branch is the one that goes on; a job that differs from job.json is compared again.
+        # From here on the new branch is the one that goes on.
         self._write_branches((*branches, start))
-        write_whole(self._run.job, _pretty(self._now), durable=True)
+        self._put_outputs_back(start)
         return start
+
+    def _check_outputs(self, start: Start) -> None:
+        """Every output that the branch begins with must be there, before anything is changed."""
+        for kind, sink in output_sinks(self._job, self._run.path).items():
+            if start.outputs_of is None:
+                size = sink.size()
+            else:
+                kept = self._run.aside(start.outputs_of) / f"{kind}.jsonl"
+                size = kept.stat().st_size if kept.exists() else 0 if sink.size() is not None else None
+            if size is not None and size < start.sinks.get(kind, 0):
+                raise RunError(
+                    f"the {kind} up to that checkpoint are not there any more: {start.sinks[kind]} bytes are needed, "
+                    f"{size} are there. Hint: put the file back"
+                )
+
+    def _put_outputs_back(self, start: Start) -> None:
+        """The outputs of the branch that this one goes on from, where other ones came between."""
+        if start.outputs_of is not None:
+            for kind, sink in output_sinks(self._job, self._run.path).items():
+                kept = self._run.aside(start.outputs_of) / f"{kind}.jsonl"
+                if kept.exists():
+                    sink.put_back(kept)
 
     def _keep_outputs(self, branch: int) -> None:
         """Copy first: until the new branch is written down, the old one must be able to go on."""
@@ -257,8 +295,11 @@ class Startup:
         return self._request.reset
 
     def _write_branches(self, branches: tuple[Start, ...]) -> None:
+        """One file says which branch goes on and what it declares; `job.json` is for people."""
         self._run.state.mkdir(parents=True, exist_ok=True)
         write_whole(self._run.branches, dump_branches(branches), durable=True)
+        if self._run.job.exists():
+            write_whole(self._run.job, _pretty(branches[-1].job), durable=True)
 
 
 def read_job(run: RunDirectory) -> Description:
@@ -272,7 +313,7 @@ def read_job(run: RunDirectory) -> Description:
         ) from None
     if not isinstance(found, dict) or not {"name", "groups", "names", "steps"} <= found.keys():
         raise RunError(f"{run.job} is not what this version of millrace writes. Hint: --fresh to start anew")
-    return found
+    return read_branches(run)[-1].job or found
 
 
 def _refusal(run: RunDirectory, refused: Collection[Change]) -> str:

@@ -93,8 +93,9 @@ _SUPERSEDED = f"""DELETE FROM rows WHERE id IN (
 _NOTHING_LEFT = f"""DELETE FROM rows WHERE id > :first AND id <= :last AND kind = {GONE} AND NOT EXISTS (
     SELECT 1 FROM rows AS old WHERE old.step = rows.step AND old.key = rows.key AND old.version < rows.version)"""
 
-_UNTOUCHED = """DELETE FROM rows WHERE step = :step AND version <= :until AND NOT EXISTS (
-    SELECT 1 FROM rows AS new WHERE new.step = rows.step AND new.key = rows.key AND new.version > :until)"""
+_UNTOUCHED = """DELETE FROM rows WHERE step = :step AND version > :after AND version <= :until AND NOT EXISTS (
+    SELECT 1 FROM rows AS other WHERE other.step = rows.step AND other.key = rows.key
+      AND (other.version > :until OR other.version <= :after))"""
 
 _COMMITS_BETWEEN = """DELETE FROM commits WHERE version > :after AND version < :until AND EXISTS (
     SELECT 1 FROM commits AS new
@@ -263,10 +264,11 @@ class StateFile:
             database.execute("DELETE FROM commits WHERE version > ? AND version < ?", (after, end))
         return removed
 
-    def forget(self, step: str, until: int) -> int:
-        """Delete the rows of a step whose keys were not touched after a version (as a number); how many rows."""
+    def forget(self, step: str, after: int, until: int) -> int:
+        """Delete the rows of a step whose keys were touched only between two versions (as numbers); how many rows."""
+        values = {"step": self._steps.get(step, -1), "after": after, "until": until}
         with self._writing() as database:
-            return database.execute(_UNTOUCHED, {"step": self._steps.get(step, -1), "until": until}).rowcount
+            return database.execute(_UNTOUCHED, values).rowcount
 
     def move_log(self) -> None:
         """Let SQLite move what was written from its log into the file, as far as nobody is held up."""
@@ -452,7 +454,8 @@ class StepRows:
         except ForeignClass as error:
             raise StateError(
                 f"the state file {self._file.path} (step {self._step}) holds in row {key!r} what is not ours: {error}. "
-                "It may have been tampered with; nothing of it was run. Hint: restore the file from a copy"
+                "Nothing of it was run. Hint: was the job file renamed or moved? If not, somebody may have tampered "
+                "with the state: put the file back from a copy"
             ) from None
         except Exception as error:  # noqa: BLE001 - whatever an old pickle of a changed class raises
             raise StateError(

@@ -91,6 +91,14 @@ class Jsonl(LineFile, Sink):
         if self.path.exists():
             shutil.copy2(self.path, target)
 
+    def put_back(self, source: Path) -> None:
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        shutil.copy2(source, temporary)
+        temporary.replace(self.path)
+
+    def size(self) -> int | None:
+        return self.path.stat().st_size if self.path.exists() else 0
+
 
 class Csv(LineFile):
     """CSV files with a header line; otherwise as `Jsonl`. An input only.

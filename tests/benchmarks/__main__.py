@@ -3,6 +3,7 @@
     make bench                                    everything, under 8 minutes on 2 cores
     make bench ARGS="--quick"                     everything, fewer events and single rounds, under 90 s
     python -m tests.benchmarks --only fraud       one benchmark; --only may be given several times
+    python -m tests.benchmarks --only state       the state store: see state.py; runs only when asked for
 
 Prints a table for each benchmark and writes all figures, each single run's too, to runs/bench.json.
 
@@ -15,7 +16,7 @@ rejects or an engine. Both answer and score every transaction, or the benchmark 
 computed the same.
 
 *Processing* is the figure that is compared. For the loop it is its own clock: from before it opens the input to after
-it closes the outputs. For `millrace run` it is from the moment the reader opens the input (its order log appears) to
+it closes the outputs. For `millrace run` it is from the moment the reader opens the input (its outputs appear) to
 the last record written (the outputs' newest modification time). The start of interpreters and imports is in neither.
 *To the last commit* adds the checkpoint at the end of input, which the loop has none of. *First to last batch* leaves
 out what happens before the first batch is published: the steady state. *Whole process* is from the command to its
@@ -42,6 +43,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -52,7 +54,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.measure import ROOT, BenchmarkError, fingerprint, machine
-from tests.benchmarks.suite import ALL, Plan
+from tests.benchmarks.plan import ENTITIES, PARTS, Plan
+from tests.benchmarks.suite import ALL, BY_NAME_ONLY
 
 DATA = ROOT.parent / "shared" / "data" / "transactions.jsonl.gz"
 WIDTH = 120
@@ -68,9 +71,11 @@ def main() -> None:
     results: dict[str, Any] = {"machine": described, "quick": options.quick, "source": _source_name(options.data)}
     results["code"] = fingerprint()
     started = time.monotonic()
+    # As an exception, so that programs that run are ended and what they wrote is removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(f"benchmarks: stopped by signal {number}"))
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as scratch:
         plan = _plan(options, Path(scratch))
-        for name in options.only or ALL:
+        for name in options.only or [name for name in ALL if name not in BY_NAME_ONLY]:
             results[name], tables = ALL[name](plan)
             for table in tables:
                 out.print(_aligned(table), "")
@@ -91,7 +96,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=list(ALL), metavar="NAME", help=f"one of {', '.join(ALL)}")
     parser.add_argument("--data", type=Path, default=DATA, help="transactions as JSON lines, plain or .gz")
     parser.add_argument("--events", type=int, help="how many of them (default: 100,000; with --quick 20,000)")
-    parser.add_argument("--pairs", type=int, help="pairs of loop and Millrace in `fraud` (default: 3; with --quick 2)")
+    parser.add_argument("--pairs", type=int, help="pairs in `fraud` and `state` (default: 3; with --quick 2)")
+    parser.add_argument("--entities", type=int, nargs="+", help="of `state`: for how many entities")
+    parser.add_argument("--seconds", type=float, help="of `state`: for how long each run is measured")
+    parser.add_argument("--checkpoints", type=int, help="of `state`: how many are kept to see what history takes")
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), metavar="PART", help=f"of `state`: {', '.join(PARTS)}"
+    )
     parser.add_argument("--json", type=Path, default=ROOT / "runs" / "bench.json", help="where the figures go")
     options = parser.parse_args()
     if options.data != DATA and not options.data.exists():
@@ -108,6 +119,10 @@ def _plan(options: argparse.Namespace, scratch: Path) -> Plan:
         pairs=options.pairs if options.pairs is not None else (2 if quick else 3),
         rounds=1 if quick else 2,
         quick=quick,
+        entities=tuple(options.entities or (ENTITIES[:1] if quick else ENTITIES)),
+        seconds=options.seconds if options.seconds is not None else (12.0 if quick else 30.0),
+        checkpoints=options.checkpoints if options.checkpoints is not None else (100 if quick else 1_000),
+        parts=tuple(options.parts or ()),
     )
 
 

@@ -26,9 +26,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN_LOOP = Path(__file__).with_name("plain_loop.py")
 JOB = ROOT / "examples" / "fraud" / "job.py"
+STATE_JOB = Path(__file__).with_name("state_job.py")
 START_POLL_S = 0.002
 POLL_S = 0.02
-WORKER_COLLECTOR = (50_000, 20, 20)
+WORKER_COLLECTOR = (500_000, 20, 20)
 """Thresholds of the garbage collector that `dataflows.runtime.work` sets in its workers; keep the two the same."""
 
 
@@ -171,14 +172,14 @@ class _Watch:
     """Notes when a run's reader opened its input and what the first published status said."""
 
     def __init__(self, directory: Path) -> None:
-        self._log = directory / "state" / "order.log"
+        self._output = directory / "predictions.jsonl"
         self._status = directory / "state" / "status.json"
         self.started: float | None = None
         self.first: tuple[float, int] | None = None
 
     def __call__(self) -> float:
         if self.started is None:
-            if not self._log.exists():
+            if not self._output.exists():
                 return START_POLL_S
             self.started = time.time()
         if self.first is None:
@@ -223,13 +224,13 @@ def _flow_run(directory: Path, watch: _Watch, ended: Ended) -> FlowRun:
     return FlowRun(
         events=status["questions"],
         processing_s=_newest(directory, "*.jsonl") - watch.started,
-        committed_s=_newest(directory / "state" / "recovery", "*") - watch.started,
+        committed_s=_newest(directory / "state" / "recovery" / "1", "*.sqlite3") - watch.started,
         steady_events_per_s=_steady(watch.first, last),
         whole_s=ended.wall_s,
         cpu_s=ended.cpu_s,
         peak_mib=ended.peak_mib,
         rocauc=status["metrics"]["ROCAUC"],
-        checkpoints=_checkpoints(directory / "state" / "recovery"),
+        checkpoints=_checkpoints(directory / "state" / "recovery" / "1"),
     )
 
 

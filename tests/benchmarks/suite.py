@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -17,28 +16,8 @@ from typing import Any
 from rich.table import Table
 
 from tests.benchmarks.measure import FlowRun, PlainRun, plain_record, run, run_flow, run_plain, run_river
-from tests.benchmarks.transactions import write_sample, write_synthetic
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much to measure: `source` is a file of transactions (None: synthetic ones)."""
-
-    source: Path | None
-    scratch: Path
-    events: int
-    pairs: int
-    rounds: int
-    quick: bool
-
-    def sample(self, count: int | None) -> Path:
-        """`count` transactions (None: all) as a plain file, written once."""
-        path = self.scratch / f"transactions-{count}.jsonl"
-        return path if path.exists() else write_sample(path, self.source, count)
-
-
-Result = tuple[dict[str, Any], list[Table]]
-"""What goes into the JSON file, and what people see."""
+from tests.benchmarks.plan import Plan, Result
+from tests.benchmarks.transactions import write_synthetic
 
 
 def rate(events: float, seconds: float) -> float:
@@ -246,6 +225,14 @@ def _varied(measured: dict[int, list[FlowRun]], title: str, name: str) -> Result
     return record, [table]
 
 
+def state(plan: Plan) -> Result:
+    """What the state store costs; see the module of that name."""
+    # Not before it is asked for: it imports much of what it measures, and this process must be small (see `measure`).
+    from tests.benchmarks.state import state
+
+    return state(plan)
+
+
 ALL: dict[str, Callable[[Plan], Result]] = {
     "fraud": fraud,
     "steps": steps,
@@ -253,4 +240,8 @@ ALL: dict[str, Callable[[Plan], Result]] = {
     "processes": processes,
     "groups": groups,
     "batches": batches,
+    "state": state,
 }
+
+BY_NAME_ONLY = {"state"}
+"""What takes too long to be run unless it is asked for."""

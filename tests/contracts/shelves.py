@@ -75,6 +75,9 @@ def _copies(parts: dict[str, MemoryRows]) -> dict[str, MemoryRows]:
     return copies
 
 
+BEGINNING = Version(1, 0)
+
+
 class FileShelf:
     """One state file; each start rolls back to the last checkpoint, each way apart is a branch of its own."""
 
@@ -84,7 +87,7 @@ class FileShelf:
         self,
         directory: Path,
         allowed: frozenset[Name],
-        start: Version = Version(1, 0),
+        start: Version = BEGINNING,
         forks: tuple[Version, ...] = (),
     ) -> None:
         self._allowed = allowed

@@ -115,8 +115,9 @@ def millrace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["run", "backtest", "check"]),
+        (["--help"], ["run", "backtest", "check", "checkpoints", "savepoint", "state"]),
         (["run", "--help"], ["--workers", "--data", "--labels", "--checkpoint", "--fresh", "--follow", "--batch-size"]),
+        (["run", "--help"], ["--from", "--reset", "--restart", "--keep-last", "--cache", "--durability"]),
         (["backtest", "--help"], ["--delay", "--data", "--directory"]),
         (["check", "--help"], ["--data", "JOB"]),
     ],
@@ -131,7 +132,16 @@ def test_each_command_has_help(arguments: list[str], words: list[str], millrace:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["walk"], ["run"], ["run", "x", "--workers", "0"], ["run", "x", "--wrong"], ["run", "x", "--groups", "a"]],
+    [
+        ["walk"],
+        ["run"],
+        ["run", "x", "--workers", "0"],
+        ["run", "x", "--wrong"],
+        ["run", "x", "--groups", "a"],
+        ["run", "x", "--keep-last", "0"],
+        ["run", "x", "--cache", "0"],
+        ["run", "x", "--durability", "perhaps"],
+    ],
 )
 def test_wrong_usage_has_exit_code_2(arguments: list[str], millrace: Command) -> None:
     """As commands have it; nothing is started."""

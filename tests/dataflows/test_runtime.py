@@ -17,7 +17,8 @@ import pytest
 
 from dataflows import JobError
 from dataflows.recovery import remove_stale_snapshots, resume_epoch
-from dataflows.runtime import free_ports, load_job, lock_and_release, lock_state
+from dataflows.runtime import free_ports, is_running, load_job, lock_state
+from dataflows.settings import RunDirectory
 from dataflows.startup import RunError
 from tests.scenarios import running
 
@@ -43,6 +44,37 @@ job = Job(
     time=Time(lateness="10s"),
 )
 """
+
+OWN = """
+from river import base, stats
+from features import River
+
+class Node:
+    def __init__(self, y):
+        self.y = y
+
+class Own(base.Classifier):
+    def __init__(self):
+        self.nodes = []
+        self.share = self.mean
+    def mean(self):
+        return sum(node.y for node in self.nodes) / max(len(self.nodes), 1)
+    def predict_proba_one(self, x, **kwargs):
+        return {True: self.share() / (1 + x["x_lasting_by_key"])}
+    def learn_one(self, x, y):
+        self.nodes.append(Node(y))
+
+class Lasting(stats.base.Univariate):
+    def __init__(self):
+        self.sum = 0
+    def update(self, x):
+        self.sum += x
+    def get(self):
+        return self.sum
+
+job = job.changed(model=Own(), features=[Entity("key", [River(Lasting(), "x")])])
+"""
+"""What a user may declare of their own: a model that makes objects of its own while it learns, a statistic."""
 
 KINDS = ("predictions", "outcomes", "metrics", "rejects")
 
@@ -198,12 +230,13 @@ def test_a_state_directory_is_locked_once(tmp_path: Path) -> None:
     try:
         with pytest.raises(RunError, match=r"another run uses.*Hint"):
             lock_state(tmp_path)
-        with pytest.raises(RunError, match="another run"):
-            lock_and_release(tmp_path)
+        run = RunDirectory(tmp_path)
+        run.state = tmp_path
+        assert is_running(run)
     finally:
         os.close(lock)
-    lock_and_release(tmp_path)
-    lock_and_release(tmp_path / "not there")
+    assert not is_running(run)
+    assert not is_running(RunDirectory(tmp_path / "not there"))
 
 
 def test_ports_differ() -> None:
@@ -323,6 +356,34 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, undist
     assert outputs(tmp_path / "out") == outputs(undisturbed)
 
 
+def test_what_a_job_declares_of_its_own_survives(tmp_path: Path) -> None:
+    """Classes of the job file are found in the state again, also those that its model began to use in the meantime."""
+    job = write_job(tmp_path, 300, "own_job")
+    job.write_text(job.read_text() + OWN)
+    with Run(job, tmp_path / "out", "--follow", "--batch-size", "50") as run:
+        wait_until(lambda: answers(run.out) >= 250, "250 answers")
+        run.process.send_signal(signal.SIGTERM)
+        code, printed = run.end()
+    assert code == 0, printed
+    feed(tmp_path / "events.jsonl", 300, 400)
+    running.run(str(job), tmp_path / "out", "--cache", "16")
+    running.run(str(job), tmp_path / "straight")
+    assert answers(tmp_path / "out") == 400
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "straight")
+
+
+def test_a_small_cache_changes_no_output(tmp_path: Path) -> None:
+    """A new run that may keep one entity of each key group in memory fetches the others again, and says the same."""
+    job = write_job(tmp_path, 2000, "cached_job")
+    job.write_text(job.read_text().replace("key: str", "key: int"))
+    rows = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"key": row["id"] * 31 % 97}) + "\n" for row in rows]
+    (tmp_path / "events.jsonl").write_text("".join(lines))
+    running.run(str(job), tmp_path / "straight", "--batch-size", "50")
+    running.run(str(job), tmp_path / "cached", "--batch-size", "50", "--cache", "1", "--checkpoint", "0")
+    assert outputs(tmp_path / "cached") == outputs(tmp_path / "straight")
+
+
 def test_a_stop_during_the_start_is_not_forgotten(job_file: Path, tmp_path: Path) -> None:
     """A run that is asked to stop before its workers are up stops all the same."""
     with Run(job_file, tmp_path / "out", "--follow") as run:
@@ -347,6 +408,22 @@ def test_when_a_worker_is_killed_the_run_ends_with_a_message(job_file: Path, tmp
     wait_until(lambda: not any(map(alive, workers)), "workers gone", 5)
 
 
+def test_workers_that_die_are_started_again_if_asked_for(job_file: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """With --restart the run goes on by itself after a kill, tells so, and ends as if nothing had happened."""
+    out = tmp_path / "out"
+    with Run(job_file, out, "--follow", "--restart", "2", "--checkpoint", "0.2", "--batch-size", "100") as run:
+        wait_until(lambda: answers(run.out) > 100, "answers")
+        (worker,) = run.find_workers()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: run.find_workers() != [worker] and answers(run.out) >= 1900, "1900 answers")
+        run.process.send_signal(signal.SIGTERM)
+        code, printed = run.end()
+    assert code == 0, printed
+    assert "Starting again" in " ".join(printed.split())
+    running.run(str(job_file), out)
+    assert outputs(out) == outputs(undisturbed)
+
+
 def test_when_the_launcher_is_killed_its_workers_die(job_file: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Nobody goes on writing unwatched: the workers end within moments, the lock is free, the next run completes."""
     with Run(job_file, tmp_path / "out", "--follow", "--workers", "2") as run:
@@ -355,7 +432,7 @@ def test_when_the_launcher_is_killed_its_workers_die(job_file: Path, undisturbed
         run.process.kill()
         run.end()
         wait_until(lambda: not any(map(alive, workers)), "workers gone", 5)
-    lock_and_release(tmp_path / "out" / "state")
+    assert not is_running(RunDirectory(tmp_path / "out"))
     running.run(str(job_file), tmp_path / "out")
     assert outputs(tmp_path / "out") == outputs(undisturbed)
 

@@ -47,7 +47,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.numbers = dict.fromkeys(STEPS, 0)
         self.touched: set[str] = set()
         self.tip: dict[str, Held] = {step: {} for step in STEPS}
-        self.retained: dict[Version, tuple[list[Version], dict[str, Held]]] = {}
+        self.complete: dict[str, Version] = {}
+        self.retained: dict[Version, tuple[list[Version], dict[str, Held], dict[str, Version]]] = {}
         self.committed: set[Version] = set()
         self.unfinished: list[Version] = []
         self.given: set[tuple[str, str, Version]] = set()
@@ -93,6 +94,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.numbers[step] = number
         changes = list(self.changes(step, wishes))
         self.file.write(step, Version(self.branch, number), iter(changes), complete)
+        if complete:
+            self.complete[step] = Version(self.branch, number)
 
     def changes(self, step: str, wishes: list[tuple[str, int]]) -> Iterator[Change]:
         """Turn wishes into what holders give."""
@@ -113,7 +116,8 @@ class StoreMachine(RuleBasedStateMachine):
         """The engine has taken the version."""
         self.touched.clear()
         version = Version(self.branch, self.batch)
-        self.retained[version] = list(self.forks), {step: dict(held) for step, held in self.tip.items()}
+        held = {step: dict(some) for step, some in self.tip.items()}
+        self.retained[version] = list(self.forks), held, dict(self.complete)
         self.committed.add(version)
         return version
 
@@ -141,6 +145,7 @@ class StoreMachine(RuleBasedStateMachine):
     def go_on(self, batch: int, held: Version | None) -> None:
         """After a start the state is that of a version, and no step has anything unwritten."""
         self.tip = {step: dict(self.retained[held][1][step]) if held else {} for step in STEPS}
+        self.complete = dict(self.retained[held][2]) if held else {}
         self.batch = batch
         self.touched.clear()
         self.given = {each for each in self.given if each[2] <= Version(self.branch, batch)}
@@ -153,11 +158,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     def needed(self) -> set[Version]:
         """What has a manifest, and where branches began that something with a manifest lies on."""
-        return {*self.retained, *self.forks, *(fork for forks, _ in self.retained.values() for fork in forks)}
+        return {*self.retained, *self.forks, *(fork for forks, *_ in self.retained.values() for fork in forks)}
 
     def droppable(self) -> list[Version]:
         """What retention may drop: not the newest, and nothing that a branch began at."""
-        forks = {*self.forks, *(fork for forks, _ in self.retained.values() for fork in forks)}
+        forks = {*self.forks, *(fork for forks, *_ in self.retained.values() for fork in forks)}
         return sorted(set(self.retained) - forks - {self.newest()})
 
     @precondition(lambda self: self.unfinished or self.droppable())
@@ -182,8 +187,9 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def reads_as_the_reference(self) -> None:
         """Every retained version, and the tip as a run sees it that goes on, reads as the reference says."""
-        for version, (forks, expected) in self.retained.items():
+        for version, (forks, expected, complete) in self.retained.items():
             self.compare(Lineage(forks, version), expected)
+            assert all(self.file.holds(step, at) for step, at in complete.items()), version
         self.compare(Lineage(self.forks, Version(self.branch, self.batch)).on_from_here(), self.tip)
 
     def compare(self, lineage: Lineage, expected: dict[str, Held]) -> None:
@@ -252,6 +258,20 @@ def file(tmp_path: Path) -> Iterator[StateFile]:
 # -- what goes and what stays
 
 
+def test_a_part_of_a_lineage_ends_where_it_is_said_to() -> None:
+    """The way to a version of an earlier branch knows nothing of what came after it, on its own branch and later."""
+    lineage = Lineage([Version(1, 10), Version(2, 12)], Version(3, 15))
+    for until, inside, outside in (
+        (Version(3, 13), [(1, 10), (2, 12), (3, 13)], [(1, 11), (2, 13), (3, 14)]),
+        (Version(2, 11), [(1, 10), (2, 11)], [(1, 11), (2, 12), (3, 11)]),
+        (Version(1, 4), [(1, 0), (1, 4)], [(1, 5), (1, 10), (2, 11), (3, 11)]),
+    ):
+        part = lineage.until(until)
+        assert all(part.holds(Version(*each).number) for each in inside), until
+        assert not any(part.holds(Version(*each).number) for each in outside), until
+        assert part.on_from_here().holds(Version(until.branch, 1 << 39).number)
+
+
 def test_a_place_in_the_file_is_not_given_twice(file: StateFile) -> None:
     """A deletion that goes as the file's last row leaves no place that makes a newer row look older than it is."""
     file.write("s", Version(1, 3), [put("j", 3), put("k", 3)], complete=True)
@@ -305,8 +325,22 @@ def test_bytes_since_counts_what_checkpoints_wrote(file: StateFile) -> None:
     file.write("s", Version(1, 3), [("ab", PUT, b"1")], complete=True)
     file.write("t", Version(1, 3), [("c", GONE, b"")], complete=True)
     file.write("s", Version(1, 4), [], complete=True)
+    assert file.holds("s", Version(1, 4))
+    assert not file.holds("t", Version(1, 4))
     assert file.bytes_since(Version(1, 0), Version(1, 3)) == 7 + 3 + 1
     assert file.bytes_since(Version(1, 3), Version(1, 4)) == 0
+
+
+def test_a_version_that_is_written_again_counts_as_one(file: StateFile) -> None:
+    """An epoch without a batch writes the reader's head once more at its version: bytes add up, older rows still go."""
+    file.write("s", Version(1, 7), [("head", PUT, b"123")], complete=True)
+    file.write("s", Version(1, 10), [("other", PUT, b"12345")], complete=True)
+    file.write("s", Version(1, 10), [("head", PUT, b"1")], complete=True)
+    file.write("s", Version(1, 10), [("head", PUT, b"12")], complete=True)
+    assert file.bytes_since(Version(1, 7), Version(1, 10)) == 10 + 5 + 6
+    assert prune(file, [Version(1, 7)], [Version(1, 10)]) == 1
+    found = file.query("SELECT key, version, value FROM rows ORDER BY key")
+    assert found == [("head", Version(1, 10).number, b"12"), ("other", Version(1, 10).number, b"12345")]
 
 
 def test_a_step_sees_its_own_first_rows(tmp_path: Path) -> None:
@@ -324,6 +358,20 @@ def test_a_step_sees_its_own_first_rows(tmp_path: Path) -> None:
     assert store.file(READER).steps == []
     sync(tmp_path)
     store.close()
+
+
+def test_forgotten_keys_leave_no_rows_and_others_all_of_theirs(file: StateFile) -> None:
+    """Keys that were not touched after a version go from every state; those that were keep what came before, too."""
+    file.write("s", Version(1, 1), [put("gone", 1), put("back", 1), put("late", 1)], complete=True)
+    file.write("t", Version(1, 1), [put("gone", 1)], complete=True)
+    file.write("s", Version(1, 2), [("gone", APPEND, pickle.dumps(2)), put("ended", 2)], complete=True)
+    file.write("s", Version(1, 3), [("back", APPEND, pickle.dumps(3)), ("ended", GONE, b"")], complete=True)
+    file.write("s", Version(1, 4), [put("late", 4)], complete=True)
+    assert file.forget("s", 0, Version(1, 2).number) == 2
+    assert held(file, Version(1, 3)) == {"back": [1, 3], "late": [1]}
+    assert held(file, Version(1, 2)) == {"back": [1], "ended": [2], "late": [1]}
+    assert held(file, Version(1, 4), "t") == {"gone": [1]}
+    assert file.forget("s", 0, Version(1, 2).number) == file.forget("never", 0, Version(1, 2).number) == 0
 
 
 # -- damage
@@ -541,7 +589,9 @@ class Touch:
 def test_a_foreign_pickle_is_refused_and_not_run(tmp_path: Path, file: StateFile) -> None:
     """A row that names code which is not ours is an error with its name, and nothing of it happens."""
     file.write("learner", Version(1, 1), [put("model/null", Touch(tmp_path / "touched"))], complete=True)
-    with pytest.raises(StateError, match=r"step learner.*'model/null'.*pathlib.Path.touch.*Hint: restore"):
+    with pytest.raises(
+        StateError, match=r"step learner.*'model/null'.*pathlib.Path.touch.*Hint: was the job file renamed"
+    ):
         file.rows("learner", Lineage([], Version(1, 1))).get("model/null")
     assert not (tmp_path / "touched").exists()
 
@@ -588,7 +638,7 @@ def test_a_reader_sees_one_state_while_a_writer_and_a_pruner_go_on(tmp_path: Pat
     thread.join()
     assert not failed
     assert seen == sorted(seen)
-    assert len(set(seen)) > 3, "the reader saw nothing of the writer"
+    assert len(set(seen)) > 1, "the reader saw nothing of the writer"
     assert held(file, Version(1, 199)) == {key: [199] for key in keys}
     file.close()
 
