@@ -160,6 +160,7 @@ class Admit:
         self._max_models = job.max_models
         self.counts: Counter[str] = Counter()
         self._clock = -(2**63)
+        self._newest_moment = -(2**63)  # at the end of input labels are revealed ahead of the clock
         self._seq = 0
         self._oldest = 1
         self._ids = Remembered("ids", job.max_ids, rows)
@@ -188,6 +189,11 @@ class Admit:
         return self._clock if self._clock > -(2**63) else None
 
     @property
+    def newest(self) -> int | None:
+        """No event or label that any feature has seen is later than this; None before the first event."""
+        return None if self.clock is None else max(self._clock, self._newest_moment)
+
+    @property
     def questions(self) -> int:
         """Events that were asked about."""
         return self._seq
@@ -199,7 +205,7 @@ class Admit:
 
     def changes(self) -> Iterator[Change]:
         """What the rows need to follow since the last call."""
-        yield put("admit", (self.counts, self._clock, self._seq, self._oldest, self._declared))
+        yield put("admit", (self.counts, self._clock, self._newest_moment, self._seq, self._oldest, self._declared))
         for remembered in (self._ids, self._closed, self._models):
             yield from remembered.changes()
         yield from self._early.changes()
@@ -218,7 +224,7 @@ class Admit:
         """What is not in the rows follows from the open questions: when they fall due, what waits for which label."""
         kept = rows.get("admit")
         if kept:
-            self.counts, self._clock, self._seq, self._oldest, self._kept_declared = kept[0]
+            self.counts, self._clock, self._newest_moment, self._seq, self._oldest, self._kept_declared = kept[0]
             self._kept_seq = self._seq
         self._open = dict(self._chunks.restore(rows))
         if self._kept_declared is not None and self._kept_declared != self._declared:
@@ -600,6 +606,7 @@ class Admit:
             moment, seq = self._due.pop()
             if seq in self._open:
                 self._fall_due(seq, moment, work)
+                self._newest_moment = max(self._newest_moment, moment)
         for seq in list(self._open):
             self._expire(seq, self._clock, work)
         self._targets.clear()

@@ -76,6 +76,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     written_at: str = ""
     clock: int | None = None
     """The newest event time."""
+    newest: int | None = None
+    """No event or label that features have seen is later; at the end of input labels come ahead of the clock."""
     watermark: int | None = None
     offsets: dict[str, Any] = {}
     """By input partition, where the next record is."""
@@ -298,6 +300,7 @@ class Agent:
             epoch=found.epoch,
             written_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             clock=reader["clock"],
+            newest=reader.get("newest"),
             watermark=reader["watermark"],
             offsets=reader["offsets"],
             read=reader["read"],
@@ -354,7 +357,7 @@ class Agent:
 
 
 class Clocks:
-    """Which version was reached at which event time, in steps; longer than manifests stay.
+    """What was the newest event time that a version had seen, in steps; longer than manifests stay.
 
     `last_before` gives each version once to each asker, as what it was for is done then.
     """
@@ -368,9 +371,10 @@ class Clocks:
 
     def note(self, manifest: Manifest, step: int) -> None:
         """Remember a checkpoint, if event time has moved on by more than `step` µs."""
-        if manifest.clock is None or (self._times and manifest.clock - self._times[-1][1] <= step):
+        newest = manifest.newest if manifest.newest is not None else manifest.clock
+        if newest is None or (self._times and newest - self._times[-1][1] <= step):
             return
-        self._times = [*self._times[-_CLOCKS:], (manifest.version.number, manifest.clock)]
+        self._times = [*self._times[-_CLOCKS:], (manifest.version.number, newest)]
         write_whole(self._path, msgspec.json.encode(self._times))
 
     def last_before(self, asker: str, clock: int) -> int | None:

@@ -395,6 +395,7 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
                 "offsets": self._reader.offsets(),
                 "watermark": self._reader.watermark,
                 "clock": self._admit.clock,
+                "newest": self._admit.newest,
                 "read": self._reader.counts["read"],
                 "questions": self._admit.questions,
                 "open": len(self._admit),
