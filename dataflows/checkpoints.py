@@ -15,6 +15,7 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version as package_version
 from pathlib import Path
 from types import MappingProxyType
@@ -437,6 +438,13 @@ def _read_if_there(path: Path) -> Manifest | None:
 
 
 def _read(path: Path) -> Manifest:
+    status = path.stat()
+    return _decoded(path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _decoded(path: Path, *_: int) -> Manifest:
+    """A manifest is written once, so it is read once: the launcher looks at all of them at each checkpoint."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except msgspec.DecodeError as error:

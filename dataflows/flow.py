@@ -54,8 +54,11 @@ from features.state import EntityFeatures
 _KIND_OF = {Prediction: "predictions", Outcome: "outcomes", Metrics: "metrics", Reject: "rejects"}
 
 FLUSH = 1024
-"""Changed entities, or questions that came and went, after which a step writes to the state store before a checkpoint
-asks for it: so the checkpoint itself finds little left to write."""
+"""Changed entities after which a step writes to the state store before a checkpoint asks for it: so the checkpoint
+itself finds little left to write."""
+
+FLUSH_QUESTIONS = 8192
+"""The same of questions that came and went: those that do both in between are never written."""
 
 
 def dataflow(job: Job, settings: Settings | None = None) -> Dataflow:
@@ -365,7 +368,7 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
             self._control.note_resumed()
         self._pause = 0.0
         work = self._admit.admit(batch)
-        if self._admit_state is not None and self._admit.unsaved >= FLUSH:
+        if self._admit_state is not None and self._admit.unsaved >= FLUSH_QUESTIONS:
             self._admit_state.write(batch.number, self._admit.changes())
         work.status = {
             "clock": work.clock,
@@ -519,7 +522,7 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
                 column[place] = answer
         said = learner.process(head.operations, columns)
         self._number = head.number
-        if learner.unsaved >= FLUSH:
+        if learner.unsaved >= FLUSH_QUESTIONS:
             self._write(complete=False)
         return SaidPart(head.number, said)
 

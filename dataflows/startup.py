@@ -8,8 +8,10 @@ goes on from an older checkpoint, opens a new branch.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, opena
 from dataflows.connectors import Stdin
 from dataflows.control import write_whole
 from dataflows.job import Job, JobError
-from dataflows.pickles import names_of
 from dataflows.recovery import Committed, committed, create_recovery, remove_stale_snapshots, step_ids
 from dataflows.rows import entity_step_names
 from dataflows.settings import Layout, RunDirectory, Settings, Start, dump_branches, output_sinks, read_branches
@@ -155,8 +156,7 @@ class Startup:
                 f"the order log {self._run.order_log(branch.branch)} is missing: what came after the checkpoint cannot "
                 "be repeated as it was. Hint: put it back from a copy, or --from CHECKPOINT opens a new branch"
             )
-        self._check_files(start, found)
-        self._roll_back(start)
+        self._ready_files(start, found)
         if found.reader is None:
             self._put_outputs_back(start)
         agent = Agent(self._run, start, read_job(self._run), self._request.retention, lambda: found)
@@ -174,35 +174,40 @@ class Startup:
                 f"{self._job.name} does not have. Hint: is this another job's? Use another --directory"
             )
 
-    def _check_files(self, start: Start, found: Committed) -> None:
-        """Every file whole, and holding what the engine was told it holds."""
-        allowed = names_of(self._job)
-        for name in file_names(self._settings.groups):
-            try:
-                file = StateFile(self._run.groups / f"{name}.sqlite3", name, allowed=allowed)
-                try:
-                    file.check()
-                    for step, batch in found.parts.get(name, {}).items():
-                        if not file.holds(step, Version(start.branch, batch)):
-                            raise file.damaged(f"batch {batch}, which the engine has committed, is not there", step)
-                finally:
-                    file.close()
-            except StateError as error:
-                raise StateError(f"{error}. {self._way_out()}") from None
+    def _ready_files(self, start: Start, found: Committed) -> None:
+        """Every file whole, and holding what the engine was told it holds; only then what is newer is rolled back.
+
+        Files are read side by side: SQLite works outside the interpreter's lock.
+        """
+        files: list[StateFile] = []
+        try:
+            with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+                names = file_names(self._settings.groups)
+                files.extend(pool.map(lambda name: self._checked(name, start, found.parts.get(name, {})), names))
+                list(pool.map(lambda file: file.roll_back(start.version), files))
+                list(pool.map(StateFile.close, files))
+        except StateError as error:
+            for file in files:
+                file.close()
+            raise StateError(f"{error}. {self._way_out()}") from None
+
+    def _checked(self, name: str, start: Start, steps: dict[str, int]) -> StateFile:
+        file = StateFile(self._run.groups / f"{name}.sqlite3", name)
+        try:
+            file.check()
+            for step, batch in steps.items():
+                if not file.holds(step, Version(start.branch, batch)):
+                    raise file.damaged(f"batch {batch}, which the engine has committed, is not there", step)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def _way_out(self) -> str:
         for manifest in reversed(Checkpoints(self._run).all()):
             if openable(manifest, self._run) is None:
                 return f"Checkpoint {manifest.version} can still be opened: --from {manifest.version}"
         return "None of the retained checkpoints can be opened"
-
-    def _roll_back(self, start: Start) -> None:
-        for name in file_names(self._settings.groups):
-            file = StateFile(self._run.groups / f"{name}.sqlite3", name)
-            try:
-                file.roll_back(start.version)
-            finally:
-                file.close()
 
     # -- new branches
 
