@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dataflows.control import Control, Phase
 from dataflows.recovery import Committed, committed
-from dataflows.runtime import load_job
+from dataflows.runtime import is_running, load_job
 from dataflows.settings import RunDirectory, read_branches
 from dataflows.state import StateError
 from tests.scenarios.running import ROOT, environment
@@ -45,7 +45,7 @@ class Run:
         self._printed = directory.parent / f"{directory.name}.printed"
         command = [sys.executable, "-m", "dataflows", "run", reference, "--directory", str(directory), *options]
         self._control: Control | None = None
-        self._known: set[int] = set()
+        self._known: set[tuple[int, str]] = set()  # with when they began: numbers of processes come again
         if self.control is not None:
             self.control.restart()  # as the launcher will: what the run before was at is not to be taken for this one
         with self._printed.open("wb") as file:
@@ -82,8 +82,9 @@ class Run:
             found = Path(f"/proc/{self.launcher}/task/{self.launcher}/children").read_text().split()
         except FileNotFoundError:
             return []
-        self._known |= {int(pid) for pid in found}
-        return [int(pid) for pid in found]
+        pids = [int(pid) for pid in found]
+        self._known |= {(pid, begun) for pid in pids if (begun := _begun(pid)) is not None}
+        return pids
 
     def kill(self, pids: list[int]) -> None:
         """kill -9, one right after the other."""
@@ -113,14 +114,18 @@ class Run:
         except subprocess.TimeoutExpired:
             self.clean_up()
             raise Fault(f"the run in {self.directory} did not end in {PATIENCE:.0f} s: {self.printed()}") from None
-        until(lambda: not any(map(_alive, self._known)), "workers outlive the launcher")
+        # The lock, too: of a worker that was started the moment before the launcher died nobody knows.
+        until(lambda: not self._left() and not is_running(RunDirectory(self.directory)), "workers outlive the launcher")
 
     def clean_up(self) -> None:
         """Leave no process behind."""
         if self.code is None:
             self.kill([self.launcher, *self.workers()])
-        self.kill([pid for pid in self._known if _alive(pid)])
+        self.kill(self._left())
         self._process.wait()
+
+    def _left(self) -> list[int]:
+        return [pid for pid, begun in self._known if _begun(pid) == begun]
 
     def printed(self) -> str:
         """The end of what it has printed; workers' own words are in its state directory."""
@@ -184,8 +189,10 @@ class Quiet:
         return len(self._epochs) > 3
 
 
-def _alive(pid: int) -> bool:
+def _begun(pid: int) -> str | None:
+    """When a process began, in ticks of the machine; None if it does not live."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return None
+    return None if fields[0] in "ZX" else fields[19]
