@@ -38,6 +38,12 @@ HINT = (
     "`millrace run JOB --from CHECKPOINT` goes on from one; or put the file back from a copy"
 )
 
+_NO_ROOM = (
+    "SQLITE_FULL", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR_SHM",
+    "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE",
+)  # fmt: skip
+"""How SQLite's names of errors begin that speak of the disk or of others, not of the file."""
+
 _BUSY = 30.0
 """Seconds that a writer waits for another: pruning is done in short transactions beside the run."""
 
@@ -201,7 +207,7 @@ class StateFile:
             self._check_format(group)
             self._steps: dict[str, int] = dict(self._database.execute("SELECT name, id FROM steps").fetchall())
         except _COMPLAINTS as error:
-            raise self.damaged(str(error)) from None
+            raise self._unreadable(error) from None
 
     # -- writing
 
@@ -328,7 +334,7 @@ class StateFile:
         try:
             return self._database.execute(sql, values).fetchall()
         except _COMPLAINTS as error:
-            raise self.damaged(str(error)) from None
+            raise self._unreadable(error) from None
 
     def damaged(self, what: str, step: str | None = None) -> StateError:
         """The error that says what is wrong with the file, and what to do."""
@@ -378,12 +384,18 @@ class StateFile:
             raise self._unwritable(error) from None
 
     def _unwritable(self, error: sqlite3.Error) -> StateError:
-        if isinstance(error, sqlite3.OperationalError):
-            return StateError(
-                f"the state file {self.path} cannot be written: {error}. Nothing is lost: run again once there is "
-                "room and the right to write, and the job goes on from its last checkpoint"
-            )
-        return self.damaged(str(error))
+        return self._unusable(error) if isinstance(error, sqlite3.OperationalError) else self.damaged(str(error))
+
+    def _unreadable(self, error: Exception) -> StateError:
+        """Reading needs room too: for SQLite's log and its shared memory."""
+        name = getattr(error, "sqlite_errorname", None) or ""
+        return self._unusable(error) if name.startswith(_NO_ROOM) else self.damaged(str(error))
+
+    def _unusable(self, error: Exception) -> StateError:
+        return StateError(
+            f"the state file {self.path} cannot be written: {error}. Nothing is lost: run again once there is "
+            "room and the right to write, and the job goes on from its last checkpoint"
+        )
 
 
 class StepRows:
