@@ -174,12 +174,14 @@ def test_a_pickle_with_a_foreign_class_is_not_run(directory: Path, inputs: list[
     from dataflows.state import _checksum
 
     with sqlite3.connect(file) as database:
-        row, step, key, version, kind = database.execute(
+        rows = database.execute(
             "SELECT r.id, r.step, key, version, kind FROM rows r JOIN steps s ON s.id = r.step "
-            "WHERE s.name = 'learner' AND key LIKE 'model/%' ORDER BY r.id DESC"
-        ).fetchone()
-        crc = _checksum(step, key, version, kind, planted)
-        database.execute("UPDATE rows SET value = ?, crc = ? WHERE id = ?", (planted, crc, row))
+            "WHERE s.name = 'learner' AND key LIKE 'model/%'"
+        ).fetchall()
+        assert rows
+        for row, step, key, version, kind in rows:  # in all versions: which is the committed one depends on the kill
+            crc = _checksum(step, key, version, kind, planted)
+            database.execute("UPDATE rows SET value = ?, crc = ? WHERE id = ?", (planted, crc, row))
     database.close()
     printed = refused(directory, *inputs)
     assert "os.system" in printed or "posix.system" in printed
