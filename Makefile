@@ -71,7 +71,7 @@ endef
 define make_venv
 echo "Setting up $(VENV) with $$("$$python" --version) (once, about a minute) ..." >&2; \
 rm -rf $(VENV) && "$$python" -m venv $(VENV) \
-    && $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,kafka,parquet]' \
+    && $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,parquet]' \
     && { echo 'dir $(CURDIR), python $(PYTHON)'; cat pyproject.toml; } > $(READY) \
     || { echo "millrace could not set up $(VENV); the lines above say why. Hint: is the package index reachable?" >&2; exit 1; }
 endef

@@ -24,7 +24,7 @@ from typing import Any
 from dataflows.chunks import Chunks
 from dataflows.events import Event, EventId, Reject, reject
 from dataflows.job import DISCARD, Job, delay_function
-from dataflows.order import LABEL, Batch, Item, raw_bytes
+from dataflows.order import LABEL, Batch, Item
 from dataflows.remembered import EarlyLabels, Remembered
 from dataflows.rows import NO_LABEL, EntityRows, entity_step_names, key_getter, key_group, matchers, static_values
 from features.rows import Change, Rows, put
@@ -34,8 +34,8 @@ QUESTION = 0
 ANSWER = 1
 DISCARDED = 2
 """What a learner is told, as tuples with these fields; the position orders the operations of a batch over all learners:
-(QUESTION, position, question's number, place in the batch, id, time, late, model key, values of the event alone),
-(ANSWER, position, question's number, label, moment, assumed), (DISCARDED, position, question's number)."""
+(QUESTION, position, question's number, place in the batch, id, time, late, model key, values of the event alone, record
+key), (ANSWER, position, question's number, label, moment, assumed), (DISCARDED, position, question's number)."""
 
 GLOBAL_GROUP = 1
 """The key group of a global model: not the one of the reader, so that two workers share the work."""
@@ -146,12 +146,15 @@ class Admit:
             for name, entity in zip(entity_step_names(job), job.entities, strict=True)
         )
         self._kept_declared: tuple[Any, ...] | None = None
+        self._per_names = job.per or ()
+        self._kept_per: tuple[str, ...] = ()
         # Features over columns of which the types alone do not say that every value will do.
         doubtful = [not set(e.columns) <= job.trusted_columns for e in job.entities]
         self._slack: int = job.time.lateness if job.time.order == "arrival" else 0
         self._wary = [entity for entity, doubt in zip(self._entities, doubtful, strict=True) if doubt]
         self._static = static_values(job)
         self._per = key_getter(job.per, job) if job.per else None
+        self._record_key = key_getter(job.record_key, job) if job.record_key else None
         self._global_group = GLOBAL_GROUP % groups
         self._delay = delay_function(job.label)
         self._has_ids = job.events.event.id_field is not None
@@ -206,6 +209,9 @@ class Admit:
     def changes(self) -> Iterator[Change]:
         """What the rows need to follow since the last call."""
         yield put("admit", (self.counts, self._clock, self._newest_moment, self._seq, self._oldest, self._declared))
+        if self._kept_per != self._per_names:
+            self._kept_per = self._per_names
+            yield put("per", self._per_names)
         for remembered in (self._ids, self._closed, self._models):
             yield from remembered.changes()
         yield from self._early.changes()
@@ -226,6 +232,10 @@ class Admit:
         if kept:
             self.counts, self._clock, self._newest_moment, self._seq, self._oldest, self._kept_declared = kept[0]
             self._kept_seq = self._seq
+        per = rows.get("per")
+        self._kept_per = per[0] if per else ()
+        if self._kept_per != self._per_names:  # the models begin anew, for other keys
+            self._models.clear()
         self._open = dict(self._chunks.restore(rows))
         if self._kept_declared is not None and self._kept_declared != self._declared:
             self._translate(self._kept_declared)
@@ -290,6 +300,7 @@ class Admit:
             if self._wary:
                 self._check_entities(row, entities)
             key = self._per(row) if self._per is not None else None
+            about = self._record_key(row) if self._record_key is not None else None
             delay = self._delay(event) if self._kind == "field" else 0
             if delay > FAR:
                 raise ValueError(f"a label delay of {delay} µs")
@@ -308,7 +319,7 @@ class Admit:
         if self._target_key is not None:
             self._answer_targets(row, time, work)
         group = self._global_group if self._per is None else key_group(key, self._groups)
-        rows = self._ask(work, group, id, time, late, key, static, entities)
+        rows = self._ask(work, group, id, time, late, key, static, about, entities)
         keys = self._keys_of(entities) if self._tracks else ()
         self._await_label(row, id, time, delay, group, rows, keys, work)
         if len(self._open) > self._label.max_open:
@@ -346,7 +357,7 @@ class Admit:
         return rows
 
     def _ask(
-        self, work: Work, group: int, id: EventId, time: int, late: bool, key: Any, static: tuple[Any, ...],
+        self, work: Work, group: int, id: EventId, time: int, late: bool, key: Any, static: tuple[Any, ...], about: Any,
         entities: list[tuple[EntityRows, Any, tuple[Any, ...] | None]],
     ) -> tuple[Any, ...]:  # fmt: skip
         """Tell features and learner of the question; the rows that label-derived features will need of it."""
@@ -372,7 +383,7 @@ class Admit:
                 features[where].append((place, entity_key, time, values))
             else:
                 features[where] = [(place, entity_key, time, values)]
-        self._tell(work, group, (QUESTION, work.operations, self._seq, place, id, time, late, key, static))
+        self._tell(work, group, (QUESTION, work.operations, self._seq, place, id, time, late, key, static, about))
         return later
 
     def _tell(self, work: Work, group: int, operation: tuple[Any, ...]) -> None:
@@ -538,9 +549,7 @@ class Admit:
         """The label that has waited longest gets no question."""
         match, (value, _, place, raw, *_) = self._early.pop_first()
         self.counts["rejected_by_admit"] += 1
-        work.rejects.append(
-            reject("orphan_label", f"no question for label {value!r} of {match!r}", place, raw_bytes(raw))
-        )
+        work.rejects.append(reject("orphan_label", f"no question for label {value!r} of {match!r}", place, raw))
 
     # -- answers and expiries
 
@@ -615,4 +624,4 @@ class Admit:
 
     def _reject(self, reason: str, detail: str, item: Item, work: Work) -> None:
         self.counts["rejected_by_admit"] += 1
-        work.rejects.append(reject(reason, detail, f"{item[3]}:{item[4]}", raw_bytes(item[6])))
+        work.rejects.append(reject(reason, detail, f"{item[3]}:{item[4]}", item[6]))

@@ -18,14 +18,20 @@ from river import base, compose, utils
 
 from dataflows.evaluate import metric_names
 from dataflows.job import Job
-from dataflows.pickles import names_of, safe_loads
+from dataflows.pickles import Gone, Name, lost_names, names_in, names_of, safe_loads
 from dataflows.rows import entity_step_names
 from dataflows.settings import FeaturePart, Layout
+from dataflows.state import StateError
 from features.spec import Entity
+
+_GONE: Name = (Gone.__module__, Gone.__qualname__)
 
 
 class Change(NamedTuple):
-    """What a changed declaration does to the state of a step. `refused`: it needs `--reset` (or undoing)."""
+    """What a changed declaration does to the state of a step. `refused`: it needs `--reset` (or undoing).
+
+    Not to be taken for the change of a row, `features.rows.Change`.
+    """
 
     step: str
     text: str
@@ -131,7 +137,7 @@ def compare(before: Description, now: Description, reset: Collection[str] = ()) 
 
 
 def _changed(step: str, old: Description, new: Description) -> list[Change]:
-    """Of these every change alters what the state means, and there is nothing to begin anew without losing the rest."""
+    """The differences of what cannot be changed: the whole state depends on it, so no step could begin anew alone."""
     return [
         Change(step, f"{name} was {old[name]!r} and is {new[name]!r}", True)
         for name in new
@@ -144,7 +150,8 @@ def _compare_learner(old: Description, new: Description, reset: Collection[str])
         return []
     what = "; ".join(f"{name} was {old[name]} and is {new[name]}" for name in new if old.get(name) != new[name])
     if "learner" in reset:
-        return [Change("learner", f"the models begin anew, open questions stay ({what})")]
+        stay = "stay" if old["per"] == new["per"] else "stay to be scored, and no model learns from them"
+        return [Change("learner", f"the models begin anew, open questions {stay} ({what})")]
     return [Change("learner", what, True)]
 
 
@@ -163,7 +170,7 @@ def _compare_features(old: Description, new: Description, reset: Collection[str]
     changes: list[Change] = []
     gone = [step for step in old if step.startswith("features_") and step not in new]
     come = [step for step in new if step.startswith("features_") and step not in old]
-    for step in come:
+    for step in come:  # --reset says that it is no renaming
         if gone and step not in reset:
             text = f"step {gone[0]} is gone and this one is new: if it was renamed, its state would be lost"
             changes.append(Change(step, text, True))
@@ -196,6 +203,14 @@ def _compare_entity(step: str, old: Description, new: Description, reset: Collec
     return changes or [Change(step, "the order of the features changed; their state stays")]
 
 
+def unchanged(before: Description, now: Description, reset: Collection[str]) -> list[str]:
+    """The steps to reset that are declared as they were. They go on as they are.
+
+    So a command line that is used again, as a supervisor does, throws no state away a second time.
+    """
+    return [step for step in reset if before["steps"].get(step) == now["steps"].get(step)]
+
+
 def first_layout(job: Job) -> Layout:
     """How the state of a new job lies: every feature step in one part."""
     return Layout(features={step: (_part(step, entity, ()),) for step, entity in _feature_steps(job)})
@@ -207,8 +222,7 @@ def next_layout(layout: Layout, before: Description, job: Job, now: Description,
     What begins anew gets rows of a name that was never used, so that nothing old is found there.
     """
     used = {*layout.dropped, *(part.rows for parts in layout.features.values() for part in parts)}
-    # Only what changed, as `compare` says: nothing is thrown away unsaid.
-    anew = {step for step in reset if before["steps"].get(step) != now["steps"].get(step)}
+    anew = set(reset) - set(unchanged(before, now, reset))
     features: dict[str, tuple[FeaturePart, ...]] = {}
     for step, entity in _feature_steps(job):
         old = () if step in anew else layout.features.get(step, ())
@@ -236,9 +250,30 @@ def expiry(job: Job, layout: Layout) -> dict[str, int]:
 
 
 def declared(part: FeaturePart, job: Job) -> Entity:
-    """The declaration that a part was made for; it may hold statistics of the job's own."""
-    entity: Entity = safe_loads(base64.b64decode(part.declaration), names_of(job))
+    """The declaration that a part was made for; it may hold statistics of the job's own.
+
+    Where features of the part are gone, their statistics may be too: `Gone` stands for these. Raises `StateError` where
+    one is missing of which features are still declared.
+    """
+    pickled, allowed = base64.b64decode(part.declaration), names_of(job)
+    lost = lost_names(pickled, allowed)
+    entity: Entity = safe_loads(pickled, allowed, lost)
+    if lost:
+        kept = _only(entity, part.names)
+        if not set(part.names) <= set(kept.feature_names) or _GONE in names_in(kept.aggregates):
+            raise StateError(
+                f"the state of {', '.join(part.names)} was made with {', '.join(map('.'.join, sorted(lost)))}, which "
+                "the job does not have. Hint: was a class renamed or moved? Put it back, or have a run without these "
+                "features: they can be added anew then"
+            )
     return entity
+
+
+def gone_names(layout: Layout, job: Job) -> frozenset[Name]:
+    """What state of features may name that the job does not have any more, as the features are gone."""
+    allowed = names_of(job)
+    parts = [part for parts in layout.features.values() for part in parts]
+    return frozenset().union(*(lost_names(base64.b64decode(part.declaration), allowed) for part in parts))
 
 
 def _next_parts(step: str, entity: Entity, old: tuple[FeaturePart, ...], used: set[str]) -> tuple[FeaturePart, ...]:

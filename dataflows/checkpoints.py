@@ -82,7 +82,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     watermark: int | None = None
     offsets: dict[str, Any] = {}
     """By input partition, where the next record is."""
-    sinks: dict[str, int] = {}
+    sinks: dict[str, Any] = {}
     """By kind of record, the size of the output."""
     read: int = 0
     questions: int = 0
@@ -194,8 +194,25 @@ class Checkpoints:
         else:
             path.unlink()
 
+    def drop_newer(self, version: Version) -> list[str]:
+        """Drop all manifests of what is newer than a version and will be rolled back; the versions, savepoints by name.
+
+        Nothing of them waits to be pruned: the rows will have gone, and there will be others of the same versions.
+        """
+        dropped: dict[str, None] = {}
+        for directory, pattern in ((self._run.checkpoints, "*.*"), (self._run.savepoints, "*.json")):
+            for path in sorted(directory.glob(pattern)):
+                if path.suffix in (".json", ".dropped") and (found := _read(path).version) > version:
+                    path.unlink()
+                    if path.suffix == ".json":
+                        dropped[str(found) if directory == self._run.checkpoints else path.stem] = None
+        return list(dropped)
+
     def thin(self, retention: Retention, forks: Iterable[Version]) -> list[Version]:
-        """Drop manifests that retention does not want; the versions that are waiting to be pruned."""
+        """Drop manifests that retention does not want; the versions that are waiting to be pruned.
+
+        Those of before are among them, if a kill came between. A dropped manifest is a renamed one, until it is pruned.
+        """
         manifests = list(_manifests(self._run.checkpoints))
         newest = {m.branch: m.version for m in sorted(manifests, key=lambda m: m.version)}
         stay = retention.kept(manifests) | set(forks) | set(list(newest.values())[-1:])
@@ -237,7 +254,7 @@ class Agent:
     retention
         What stays.
     committed
-        Gives what the engine has committed, or None when that is known.
+        Gives what the engine has committed, or None when that is what it gave last.
     expiry
         By the name of rows of a feature step, how long (µs of event time) after its last event an entity equals one
         never seen.
@@ -259,11 +276,12 @@ class Agent:
         self._retention = retention
         self._committed = committed
         self._expiry = expiry
-        self._clocks = Clocks(run.state / "clocks.json")
+        self._clocks = Clocks(run.state / "clocks.json", start.version)
         self._environment = environment()
         self._control = Control(run.control)
         self._forks = sorted({Version(*fork) for branch in read_branches(run) for fork in branch.forks})
         self._files: dict[str, StateFile] = {}
+        # The newest checkpoint of this branch, and the version since which bytes are counted.
         self._newest = max((m.version for m in self._checkpoints.all() if m.branch == start.branch), default=None)
         self._before = self._newest or start.version
         # What the engine does not know of, as it began with this branch: steps that were not touched since.
@@ -275,15 +293,16 @@ class Agent:
         found = self._committed()
         if found is None or found.reader is None or Version(self._start.branch, found.reader["batch"]) == self._newest:
             return None
-        before = self._control.launcher
+        phase = self._control.launcher
         self._control.launcher = Phase.MANIFEST
         manifest = self._manifest(found)
         self._checkpoints.add(manifest)
+        # Steps of an eighth: rows stay at most so much longer than they have to, and few times need to be remembered.
         self._clocks.note(manifest, min(self._expiry.values(), default=0) // 8)
         self._newest = self._before = manifest.version
         self._control.launcher = Phase.PRUNE
         self._prune()
-        self._control.launcher = before
+        self._control.launcher = phase
         return manifest
 
     def close(self) -> None:
@@ -317,6 +336,7 @@ class Agent:
         )
 
     def _prune(self) -> None:
+        """Drop what retention does not want, and with it the rows that nothing else needs."""
         dropped = self._checkpoints.thin(self._retention, self._forks)
         retained = [m.version for m in self._checkpoints.all()] + self._forks
         for version in dropped:
@@ -358,17 +378,21 @@ class Agent:
 
 
 class Clocks:
-    """What was the newest event time that a version had seen, in steps; longer than manifests stay.
+    """The newest event time that some versions had seen, remembered for longer than manifests stay.
 
-    `last_before` gives each version once to each asker, as what it was for is done then.
+    `last_before` gives each version once to each asker, as what it was for is done then. What is newer than `start`
+    was rolled back. A file that is damaged is begun anew: expired entities stay a while longer then.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: Version) -> None:
         self._path = path
         self._times: list[tuple[int, int]] = []
         self._done: dict[str, int] = {}
-        if path.exists():
-            self._times = msgspec.json.decode(path.read_bytes(), type=list[tuple[int, int]])
+        try:
+            times = msgspec.json.decode(path.read_bytes(), type=list[tuple[int, int]])
+        except (FileNotFoundError, msgspec.DecodeError):
+            return
+        self._times = [(number, time) for number, time in times if number <= start.number]
 
     def note(self, manifest: Manifest, step: int) -> None:
         """Remember a checkpoint, if event time has moved on by more than `step` µs."""
@@ -379,7 +403,7 @@ class Clocks:
         write_whole(self._path, msgspec.json.encode(self._times))
 
     def last_before(self, asker: str, clock: int) -> int | None:
-        """The newest version (as a number) whose event time was before `clock`, unless it was given before."""
+        """The newest version (as a number) that had seen nothing from `clock` on, unless it was given before."""
         found = max((number for number, time in self._times if time < clock), default=None)
         if found is None or self._done.get(asker) == found:
             return None
@@ -392,6 +416,7 @@ def missing_parts(manifest: Manifest, store: StateStore) -> list[str]:
     missing = []
     for name, steps in sorted(manifest.parts.items()):
         for step, batch in sorted(steps.items()):
+            # The branch that the step wrote this on: the first on the way that was left no sooner.
             holder = next((fork for fork in manifest.forks if fork[1] >= batch), (manifest.branch, 0))
             if not store.file(name).holds(step, Version(holder[0], batch)):
                 missing.append(f"{store.directory / name}.sqlite3 lacks step {step} of batch {batch}")

@@ -24,7 +24,7 @@ class _Chunk:
     __slots__ = ("left", "mask", "masked")
 
     def __init__(self, left: int, mask: int, masked: bool) -> None:
-        self.left = left
+        self.left = left  # values that are still there
         self.mask = mask  # bit i: the value of number start + i is still there
         self.masked = masked  # its mask has a row
 
@@ -42,9 +42,9 @@ class Chunks:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._starts: list[int] = []
+        self._starts: list[int] = []  # of the chunks, growing
         self._chunks: dict[int, _Chunk] = {}
-        self._amended: set[int] = set()
+        self._amended: set[int] = set()  # numbers whose newest value has a row of its own
 
     def changes(
         self, added: Iterable[tuple[int, Any]], removed: Iterable[int], amended: Iterable[tuple[int, Any]] = ()

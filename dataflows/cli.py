@@ -1,10 +1,11 @@
-"""The command `millrace`: run, backtest and check jobs; `dataflows.cli_state` looks into their state."""
+"""The command `millrace`: run, backtest and check jobs; `cli_state` and `cli_rejects` look at what they hold."""
 
 from __future__ import annotations
 
 import sys
 import time as wall
 from collections import Counter
+from contextlib import AbstractContextManager, closing, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,17 +18,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from dataflows import cli_state
+from dataflows import cli_rejects, cli_state
 from dataflows.checkpoints import Retention
-from dataflows.cli_state import JobArgument
+from dataflows.cli_state import Brokers, JobArgument, name_brokers
 from dataflows.connectors import Stdin, Stdout
 from dataflows.evaluate import metric_name
-from dataflows.events import Metrics, describe_faults, to_datetime
+from dataflows.events import Metrics, describe_faults, to_datetime, to_time_us
 from dataflows.job import KINDS, Job, JobError, Label
-from dataflows.order import InputError
+from dataflows.order import TO_THE_END, InputError, ReadMode
 from dataflows.orderlog import OrderLogError
 from dataflows.runtime import Launcher, disk_hint, load_job, with_inputs
-from dataflows.settings import RunDirectory, Settings
+from dataflows.settings import RunDirectory, Settings, output_sinks
 from dataflows.startup import Request, RunError, Startup, read_job
 from dataflows.state import StateError
 from features.spec import Entity, duration_text
@@ -49,6 +50,13 @@ Labels = Annotated[str | None, typer.Option("--labels", help="Read labels from t
 Directory = Annotated[Path | None, typer.Option(help="Where outputs and state go. Default: runs/NAME.")]
 
 
+class OnGap(StrEnum):
+    """The values of `--on-gap`."""
+
+    stop = "stop"
+    earliest = "earliest"
+
+
 class Durability(StrEnum):
     """The values of `--durability`."""
 
@@ -59,6 +67,7 @@ class Durability(StrEnum):
 app.command()(cli_state.checkpoints)
 app.command()(cli_state.savepoint)
 app.command()(cli_state.state)
+app.command()(cli_rejects.rejects)
 
 
 @app.command()
@@ -94,16 +103,40 @@ def run(
         int | None,
         typer.Option(min=1, max=1024, help="Key groups; fixed when the state is created.", show_default="16"),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait for more at the end of files.")] = False,
+    follow: Annotated[
+        bool | None,
+        typer.Option(
+            "--follow/--no-follow", help="Wait for more at the end of the inputs.", show_default="yes with Kafka"
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="end|TIME", help="Read Kafka up to its end as of now, or to records of this time; then end."
+        ),
+    ] = None,
+    on_gap: Annotated[
+        OnGap, typer.Option(help="When Kafka's retention removed the records that come next: stop, or go on, counting.")
+    ] = OnGap.stop,
+    kafka: Brokers = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw state and outputs of earlier runs away.")] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, metavar="PORT", help="Serve measures of the run to Prometheus on this port."),
+    ] = None,
+    metrics_host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Where --metrics-port listens; another address opens it to the network."),
+    ] = "127.0.0.1",
 ) -> None:
     """Run a job on Bytewax. Killed or stopped, the next run goes on from the last checkpoint."""
+    name_brokers(kafka)
     loaded = with_inputs(load_job(job), data, labels)
     if groups is None:
         groups = 16 if fresh else _groups_of(RunDirectory.of(loaded, Settings(directory=directory)))
     settings = Settings(
-        directory=directory, batch_size=batch_size, linger=linger, groups=groups, follow=follow, cache=cache,
-        durability=durability.value,
+        directory=directory, batch_size=batch_size, linger=linger, groups=groups, cache=cache,
+        read=read_mode(loaded, follow, until, on_gap), durability=durability.value, measures=metrics_port is not None,
     )  # fmt: skip
     retention = Retention(last=keep_last, hourly=keep_hourly, daily=keep_daily, monthly=keep_monthly)
     request = Request(origin=origin, reset=tuple(reset or ()), retention=retention)
@@ -116,9 +149,34 @@ def run(
     started = wall.monotonic()
     # Records on standard output are for the next program in the pipe; what people read goes beside them.
     console = errors if writes_stdout(loaded) else out
-    with Progress(console) as progress:
+    run_directory = RunDirectory.of(loaded, settings)
+    afresh = fresh or origin is not None
+    with _monitor(run_directory, loaded.name, metrics_host, metrics_port, afresh), Progress(console) as progress:
         status = launcher.run(progress.show)
     _summary(console, loaded, status, wall.monotonic() - started, launcher)
+
+
+def _monitor(run: RunDirectory, job: str, host: str, port: int | None, afresh: bool) -> AbstractContextManager[object]:
+    """What answers Prometheus during a run; nothing without a port."""
+    if port is None:
+        return nullcontext()
+    from dataflows.monitor import Monitor
+
+    return Monitor(run, job, host, port, afresh)
+
+
+def read_mode(job: Job, follow: bool | None, until: str | None, on_gap: str) -> ReadMode:
+    """How a run reads its inputs. Raises `JobError` where that contradicts itself."""
+    if until is not None and follow:
+        raise JobError("--until ends a run and --follow does not. Hint: one of them")
+    if follow is None:
+        inputs = (job.events, job.label.source)
+        follow = until is None and any(source is not None and source.endless for source in inputs)
+    try:
+        moment = None if until in (None, "end") else to_time_us(str(until))
+    except ValueError as error:
+        raise JobError(f"--until {until}: {error}. Hint: end, or a time such as 2026-03-01T12:00:00Z") from None
+    return ReadMode(follow=follow, until=moment, on_gap="earliest" if on_gap == "earliest" else "stop")
 
 
 def _groups_of(run: RunDirectory) -> int:
@@ -142,11 +200,13 @@ def backtest(
     delay: Annotated[str | None, typer.Option(help="Reveal each label this long after its event, e.g. 7d.")] = None,
     data: Data = None,
     labels: Labels = None,
+    kafka: Brokers = None,
     directory: Annotated[
         Path | None, typer.Option(help="Where the table and plots go. Default: runs/NAME/backtest.")
     ] = None,
 ) -> None:
     """Run a job over history in plain Python, labels revealed late: a table and a plot of its metrics."""
+    name_brokers(kafka)
     loaded = with_delay(with_inputs(load_job(job), data, labels), delay)
     require_inputs(loaded)
     target = directory or (loaded.outputs.directory or Path("runs") / loaded.name) / "backtest"
@@ -207,9 +267,11 @@ def check(
     data: Data = None,
     labels: Labels = None,
     directory: Directory = None,
+    kafka: Brokers = None,
     reset: Annotated[list[str] | None, typer.Option(metavar="STEP", help="As for `millrace run`.")] = None,
 ) -> None:
     """Validate a job and draw it: steps, keys, the features the model will see; what a change does to its state."""
+    name_brokers(kafka)
     loaded = with_inputs(load_job(job), data, labels)
     require_inputs(loaded)
     out.print(drawing(loaded))
@@ -241,21 +303,24 @@ def require_inputs(job: Job) -> None:
     """Raises FileNotFoundError or InputError for files that cannot be read, before anything is started or written."""
     seen: set[str] = set()
     for source in (job.events, job.label.source):
-        for name in source.names() if source is not None else ():
-            if name in seen:
-                raise InputError(f"two inputs are named {name!r}. Hint: give the files different names")
-            seen.add(name)
-            if source is not None and not isinstance(source, Stdin):
-                source.open(name, None, False).close()
+        if source is None:
+            continue
+        with closing(source.feed(TO_THE_END)) as feed:
+            for name in feed.names():
+                if name in seen:
+                    raise InputError(f"two inputs are named {name!r}. Hint: give the files different names")
+                seen.add(name)
+                if not isinstance(source, Stdin):
+                    feed.open(name, None).close()
 
 
 def drawing(job: Job) -> Tree:
     """A job as a tree: its steps in the order of an event's road, with keys, windows and feature names."""
     tree = Tree(f"[bold]{job.name}[/]")
     time = f"order {job.time.order}, lateness {duration_text(job.time.lateness)}"
-    read = tree.add(f"read: {job.events.event.__name__} from {', '.join(job.events.names())} ({time})")
+    read = tree.add(f"read: {job.events.event.__name__} from {job.events.describe()} ({time})")
     if job.label.source is not None:
-        read.add(f"labels: {job.label_class.__name__} from {', '.join(job.label.source.names())}")
+        read.add(f"labels: {job.label_class.__name__} from {job.label.source.describe()}")
     tree.add(f"admit: label {job.label.field!r}, {_label_text(job.label)}")
     features = tree.add(f"features: {len(job.feature_names)}")
     for feature in job.features:
@@ -265,6 +330,10 @@ def drawing(job: Job) -> Tree:
     each = "" if job.per is None else f", one for each {' and '.join(job.per)}"
     tree.add(f"learner: {job.model_name}{each}")
     tree.add(f"metrics: {', '.join(metric_name(m) for m in job.metrics) or 'none'}")
+    sinks = output_sinks(job, job.outputs.directory or Path("runs") / job.name)
+    outputs = tree.add("outputs")
+    for kind, sink in sinks.items():
+        outputs.add(escape(f"{kind}: {sink.where()}"))
     return tree
 
 

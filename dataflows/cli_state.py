@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time as wall
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from dataflows.checkpoints import Checkpoints, Manifest, openable
+from dataflows.control import Control
 from dataflows.job import Job, JobError
 from dataflows.query import PastState, Question, describe_time
 from dataflows.runtime import is_running, load_job
 from dataflows.settings import RunDirectory, Settings
 from dataflows.startup import RunError
+from dataflows.state import Version
 
 out = Console()
 
@@ -26,11 +29,23 @@ JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="A job file or module; with :NAME for another name than `job`.")
 ]
 Directory = Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/NAME.")]
+Brokers = Annotated[
+    str | None,
+    typer.Option(
+        "--kafka", metavar="HOST:PORT", help="Brokers of the topics that name none (or MILLRACE_KAFKA_BROKERS)."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 
 
 _MODELS = 20
 """Models to show in a table; with one for each entity there may be many."""
+
+
+def name_brokers(brokers: str | None) -> None:
+    """Let topics that name no brokers be on these, in workers too."""
+    if brokers is not None:
+        os.environ["MILLRACE_KAFKA_BROKERS"] = brokers
 
 
 def checkpoints(
@@ -47,24 +62,27 @@ def checkpoints(
     found = Checkpoints(run)
     if delete is not None:
         found.unname(delete)
-    names = {manifest.version: name for name, manifest in found.savepoints().items()}
+    names: dict[Version, list[str]] = {}
+    for name, manifest in found.savepoints().items():
+        names.setdefault(manifest.version, []).append(name)
     manifests = found.all()
     faults = {m.version: openable(m, run) for m in manifests} if verify else {}
     if as_json:
         rows = [
-            _described(m, names.get(m.version)) | ({"fault": faults[m.version]} if verify else {}) for m in manifests
+            _described(m) | {"savepoints": names.get(m.version, [])} | ({"fault": faults[m.version]} if verify else {})
+            for m in manifests
         ]
         typer.echo(msgspec.json.encode(rows).decode())
         return
     table = Table(box=SIMPLE_HEAD)
-    for column in ("checkpoint", "event time", "written", "events", "open", "wrote", "savepoint"):
+    for column in ("checkpoint", "event time", "written", "events", "open", "wrote", "savepoints"):
         table.add_column(column, no_wrap=True, justify="right" if column in ("events", "open", "wrote") else "left")
     if verify:
         table.add_column("can be opened")
     for m in manifests:
         written = m.written_at[:16].replace("T", " ")
         cells = [str(m.version), describe_time(m), written, f"{m.questions:,}", f"{m.open:,}", size_text(m.bytes)]
-        cells.append(names.get(m.version, ""))
+        cells.append(", ".join(names.get(m.version, ())))
         if verify:
             cells.append(escape(faults[m.version] or "yes"))
         table.add_row(*cells)
@@ -93,13 +111,13 @@ def savepoint(
 
 def _up_to_now(run: RunDirectory, found: Checkpoints, timeout: float) -> Manifest:
     """The first checkpoint that has all that is published now; of a job that does not run, the newest."""
-    published = _published(run) if is_running(run) else 0
+    published = Control(run.control).published if is_running(run) else 0
     end = wall.monotonic() + timeout
     while True:
         newest = found.newest()
         if newest is not None and newest.batch >= published:
             return newest
-        if not is_running(run) and newest is not None:
+        if not is_running(run) and newest is not None:  # it ended meanwhile: nothing newer will come
             return newest
         if wall.monotonic() > end:
             raise RunError(
@@ -107,13 +125,6 @@ def _up_to_now(run: RunDirectory, found: Checkpoints, timeout: float) -> Manifes
                 "How often the job makes them is said by `millrace run --checkpoint SECONDS`"
             )
         wall.sleep(0.1)
-
-
-def _published(run: RunDirectory) -> int:
-    try:
-        return int(msgspec.json.decode(run.status.read_bytes())["batch"])
-    except (FileNotFoundError, msgspec.DecodeError, KeyError):
-        return 0
 
 
 def state(
@@ -150,7 +161,7 @@ def _parse(entity: list[str]) -> dict[str, Any]:
 
 def _whole_state(past: PastState) -> dict[str, Any]:
     models = {model.name: model.version for model in past.models().values()}
-    return _described(past.manifest, None) | {"entities": past.counts(), "models": models, "metrics": past.metrics()}
+    return _described(past.manifest) | {"entities": past.counts(), "models": models, "metrics": past.metrics()}
 
 
 def _entity_state(past: PastState, of: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +183,7 @@ def _plain(output: Any) -> Any:
     return {str(label): p for label, p in output.items()} if isinstance(output, dict) else output
 
 
-def _described(manifest: Manifest, name: str | None) -> dict[str, Any]:
+def _described(manifest: Manifest) -> dict[str, Any]:
     return {
         "checkpoint": str(manifest.version),
         "event_time": describe_time(manifest),
@@ -181,7 +192,6 @@ def _described(manifest: Manifest, name: str | None) -> dict[str, Any]:
         "open": manifest.open,
         "bytes": manifest.bytes,
         "stall": manifest.stall,
-        "savepoint": name,
     }
 
 

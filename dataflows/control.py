@@ -31,6 +31,7 @@ class Phase(IntEnum):
 
 _SIZE = 64
 _PUBLISHED, _STOP, _WORKERS, _LAUNCHER, _PUBLISHED_AT, _STALL = 0, 8, 9, 10, 16, 24
+"""Where each value begins, in bytes."""
 
 
 class Control:
@@ -120,7 +121,10 @@ class StatusFile:
 
 
 def write_whole(path: Path, content: bytes, durable: bool = False) -> None:
-    """Replace a file at once, so that nobody sees half of it; `durable`: on the disk when this returns."""
+    """Replace a file at once, so that nobody sees half of it; `durable`: on the disk when this returns.
+
+    Two writers of one file would write the same temporary file, so there may be one at a time.
+    """
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         file.write(content)

@@ -18,13 +18,13 @@ from typing import Any
 
 from river import metrics, utils
 
-from dataflows.events import Metrics, Outcome, Prediction, Record, Reject, reject, to_datetime
+from dataflows.events import Metrics, ModelVersion, Outcome, Prediction, Record, Reject, reject, to_datetime
 from dataflows.job import Job
 from features.rows import Change, Rows, put
 
-Said = tuple[int, Record, Any, int]
-"""What a learner says: (position in the batch, record, output as river gave it, moment in µs); the last two matter
-for outcomes."""
+Said = tuple[int, Record, Any, int, Any]
+"""What a learner says: (position in the batch, record, output as river gave it, moment in µs, key of the record). The
+output and the moment matter for outcomes."""
 
 
 def metric_name(metric: Any) -> str:
@@ -182,44 +182,48 @@ def _unique(names: list[str]) -> list[str]:
 class Publisher:
     """The end of the road: what all learners said of a batch, in order, with the metrics that fall due.
 
-    Counts what passes, for people to see.
+    Counts what passes, for people to see. `versions` says by model how far it has come, as far as outcomes since the
+    start tell; `keys` holds the keys of the records that were published last, if an output wants them.
     """
 
     def __init__(self, job: Job, rows: Rows | None = None, begun: Mapping[str, int] = MappingProxyType({})) -> None:
         self.counts: Counter[str] = Counter()
+        self.versions: dict[str, int] = {}
+        self.keys: list[Any] = []
+        self._keyed = any(sink is not None and sink.keyed for _, sink in job.outputs.by_kind())
         self._reported = 0
+        self._learned: dict[str, int] | None = None if job.outputs.models is None else {}
         evaluated = None
         kept = rows.get("publisher") if rows is not None else []
         if kept:
-            evaluated, self.counts, self._reported = kept[0]
+            evaluated, self.counts, self._reported, learned = kept[0]
+            self._learned = None if self._learned is None else learned or {}
         self.evaluator = Evaluator(job, evaluated, begun)
 
     def changes(self) -> Iterator[Change]:
         """What the rows need to follow since the last call: the metrics and counts, which are small."""
-        yield put("publisher", (self.evaluator.state(), self.counts, self._reported))
+        yield put("publisher", (self.evaluator.state(), self.counts, self._reported, self._learned))
 
     def publish(self, rejects: list[Reject], said: list[list[Said]], end: bool) -> list[Record]:
         """The records of one batch: rejects first, then predictions, outcomes and metrics as they came to be."""
         records: list[Record] = []
+        keys = self.keys = []
         for refused in rejects:
             self._count_reject(refused)
             records.append(refused)
         predictions = outcomes = 0
         ordered: Iterable[Said] = said[0] if len(said) == 1 else heapq.merge(*said, key=itemgetter(0))
-        for _, record, output, moment in ordered:
+        for _, record, output, moment, key in ordered:
+            if self._keyed:
+                keys.extend([None] * (len(records) - len(keys)))
+                keys.append(key)
             records.append(record)
             kind = type(record)
             if kind is Prediction:
                 predictions += 1
             elif kind is Outcome:
                 outcomes += 1
-                report = self.evaluator.add(record.label, output, moment)  # type: ignore[union-attr]
-                while self.evaluator.faults:
-                    refused = reject("metric_error", self.evaluator.faults.pop(), f"event {record.id!r}", b"")  # type: ignore[union-attr]
-                    self._count_reject(refused)
-                    records.append(refused)
-                if report is not None:
-                    records.append(self._count_report(report))
+                records.extend(self._take_outcome(record, output, moment))
             else:
                 self._count_reject(record)
         self.counts["predictions"] += predictions
@@ -227,14 +231,37 @@ class Publisher:
         if end and self.evaluator.outcomes > self._reported:
             last = self.evaluator.now()
             if last is not None:
-                records.append(self._count_report(last))
+                records.extend(self._report(last))
+        if self._keyed:
+            keys.extend([None] * (len(records) - len(keys)))
+        return records
+
+    def _take_outcome(self, outcome: Any, output: Any, moment: int) -> Iterable[Record]:
+        """Score an outcome; what the metrics have against it, and the report that falls due."""
+        self.versions[outcome.model] = outcome.version_after
+        if self._learned is not None:
+            self._learned[outcome.model] = outcome.version_after
+        report = self.evaluator.add(outcome.label, output, moment)
+        if report is None and not self.evaluator.faults:
+            return ()
+        records: list[Record] = []
+        while self.evaluator.faults:
+            refused = reject("metric_error", self.evaluator.faults.pop(), f"event {outcome.id!r}", b"")
+            self._count_reject(refused)
+            records.append(refused)
+        if report is not None:
+            records.extend(self._report(report))
         return records
 
     def _count_reject(self, record: Any) -> None:
         self.counts["rejects"] += 1
         self.counts[f"rejects.{record.reason}"] += 1
 
-    def _count_report(self, report: Metrics) -> Record:
+    def _report(self, report: Metrics) -> Iterable[Record]:
+        """A report, and how far the models have come that learned since the last one."""
         self.counts["reports"] += 1
         self._reported = report.outcomes
-        return report
+        yield report
+        if self._learned is not None:
+            yield from (ModelVersion(report.time, model, version) for model, version in self._learned.items())
+            self._learned.clear()

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
 from types import UnionType
-from typing import Any, ClassVar, ForwardRef, Literal, Self, Union, get_args, get_origin
+from typing import Any, ClassVar, ForwardRef, Literal, NamedTuple, Self, Union, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -45,6 +45,13 @@ class Undecodable(ValueError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class NoEvent(Undecodable):
+    """A record that says nothing happened, such as a tombstone: it is passed over and counted, and no reject."""
+
+    def __init__(self) -> None:
+        super().__init__("tombstone", "the record holds no value")
 
 
 def to_datetime(time_us: int) -> datetime:
@@ -239,12 +246,12 @@ def _undecodable(raw: bytes | str, error: ValidationError) -> Undecodable:
     return Undecodable("not_json" if first == "json_invalid" else "invalid", describe_faults(error))
 
 
-def describe_faults(error: ValidationError) -> str:
-    """The first faults in one line: `amount: Input should be a valid number (got 'x')`."""
+def describe_faults(error: ValidationError, values: bool = True) -> str:
+    """The first faults in one line: `amount: Input should be a valid number (got 'x')`; without `values` not what."""
     parts = []
     for fault in error.errors(include_url=False)[:3]:
         where = ".".join(str(p) for p in fault["loc"]) or "record"
-        got = "" if fault["type"] in ("missing", "json_invalid") else f" (got {_short(fault['input'])})"
+        got = "" if not values or fault["type"] in ("missing", "json_invalid") else f" (got {_short(fault['input'])})"
         parts.append(f"{where}: {fault['msg']}{got}")
     return "; ".join(parts)
 
@@ -276,6 +283,19 @@ def csv_row(header: list[str], line: bytes, text_fields: frozenset[str]) -> dict
     if len(cells) != len(header):
         raise Undecodable("not_csv", f"{len(cells)} cells, but the header names {len(header)}")
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell or name in text_fields}
+
+
+class Message(NamedTuple):
+    """A record of Kafka: its value and key (each may be null), its headers, its timestamp (ms since 1970)."""
+
+    value: bytes | None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    timestamp: int = 0
+
+
+Raw = bytes | Event | dict[str, Any] | Message
+"""A record as it was read."""
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="prediction"):
@@ -313,6 +333,14 @@ class Outcome(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="ou
     assumed: bool = False
 
 
+class ModelVersion(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="model"):
+    """How far a model has come, reported with the metrics: the examples it has learned, as of an event time."""
+
+    time: datetime
+    model: str
+    version: int
+
+
 class Metrics(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="metrics"):
     """Delayed progressive metrics over all outcomes so far, as of an event time."""
 
@@ -324,33 +352,78 @@ class Metrics(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="me
 class Reject(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="reject"):
     """What could not be used: why (`reason` to count by, `detail` to read), where it was read, its bytes.
 
-    `original` is the record as text, or base64 where `encoding` says so.
+    `original` is the record as text, or base64 where `encoding` says so. Of a record of Kafka there is more: its `key`
+    (as `original` is, in `key_encoding`), its `headers` (values in base64) and its `timestamp` (ms); `original` is null
+    where its value was.
     """
 
     reason: str
     detail: str
     place: str
-    original: str
+    original: str | None
     encoding: Literal["utf-8", "base64"] = "utf-8"
+    key: str | msgspec.UnsetType | None = msgspec.UNSET
+    key_encoding: Literal["utf-8", "base64"] | msgspec.UnsetType = msgspec.UNSET
+    headers: list[tuple[str, str | None]] | msgspec.UnsetType = msgspec.UNSET
+    timestamp: int | msgspec.UnsetType = msgspec.UNSET
 
     def original_bytes(self) -> bytes:
-        """The record as it was read."""
-        return base64.b64decode(self.original) if self.encoding == "base64" else self.original.encode()
+        """The record as it was read; empty where it was null."""
+        return _unpacked(self.original, self.encoding) or b""
+
+    def message(self) -> Message:
+        """The record with its key and headers, as Kafka had it; of another source the bytes alone."""
+        if self.timestamp is msgspec.UNSET:
+            return Message(self.original_bytes())
+        assert self.headers is not msgspec.UNSET
+        assert self.key is not msgspec.UNSET
+        headers = tuple((name, None if value is None else base64.b64decode(value)) for name, value in self.headers)
+        key = _unpacked(self.key, self.key_encoding)
+        return Message(_unpacked(self.original, self.encoding), key, headers, self.timestamp)
 
 
-Record = Prediction | Outcome | Metrics | Reject
+Record = Prediction | Outcome | Metrics | ModelVersion | Reject
 
 
-def reject(reason: str, detail: str, place: str, raw: bytes) -> Reject:
-    """A Reject that keeps the original bytes whatever they are.
+def reject(reason: str, detail: str, place: str, raw: Raw) -> Reject:
+    """A Reject that keeps the original bytes whatever they are; of objects given in memory, their JSON.
 
     >>> reject("encoding", "not UTF-8", "a.jsonl:3", b"\\xff").original_bytes()
     b'\\xff'
+    >>> reject("invalid", "no such card", "payments/0:7", Message(b"{}", b"c-1", (("trace", b"9"),), 12)).message()
+    Message(value=b'{}', key=b'c-1', headers=(('trace', b'9'),), timestamp=12)
     """
+    # What quotes text of the user's, or a file's name, may hold lone surrogates, which neither JSON nor UTF-8 knows.
+    detail, place = (said.encode(errors="backslashreplace").decode() for said in (detail, place))
+    if type(raw) is Message:
+        text, encoding = _packed(raw.value)
+        key, key_encoding = _packed(raw.key)
+        headers = [(name, None if v is None else base64.b64encode(v).decode()) for name, v in raw.headers]
+        return Reject(reason, detail, place, text, encoding, key, key_encoding, headers, raw.timestamp)
+    text, encoding = _packed(raw_bytes(raw))
+    return Reject(reason, detail, place, text, encoding)
+
+
+def raw_bytes(raw: Raw) -> bytes:
+    """A record as bytes: as read, or as JSON for objects given in memory."""
+    if isinstance(raw, bytes):
+        return raw
+    return encode(dict(raw) if isinstance(raw, Event) else raw)[:-1]
+
+
+def _packed(raw: bytes | None) -> tuple[str | None, Literal["utf-8", "base64"]]:
+    if raw is None:
+        return None, "utf-8"
     try:
-        return Reject(reason, detail, place, raw.decode())
+        return raw.decode(), "utf-8"
     except UnicodeDecodeError:
-        return Reject(reason, detail, place, base64.b64encode(raw).decode(), "base64")
+        return base64.b64encode(raw).decode(), "base64"
+
+
+def _unpacked(text: str | None, encoding: str | msgspec.UnsetType) -> bytes | None:
+    if text is None:
+        return None
+    return base64.b64decode(text) if encoding == "base64" else text.encode()
 
 
 _encoder = msgspec.json.Encoder(enc_hook=str)
@@ -384,7 +457,10 @@ def encode_lines(records: list[Any]) -> bytes:
 def _plain(value: Any) -> Any:
     """The same in types that the standard library writes as JSON."""
     if isinstance(value, msgspec.Struct):
-        return {"record": value.__struct_config__.tag} | _plain(msgspec.structs.asdict(value))
+        fields = msgspec.structs.asdict(value)
+        return {"record": value.__struct_config__.tag} | {
+            name: _plain(part) for name, part in fields.items() if part is not msgspec.UNSET
+        }
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time as wall
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +37,30 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from dataflows.admit import GLOBAL_GROUP, Admit, Work
-from dataflows.changes import declared
+from dataflows.changes import declared, gone_names
 from dataflows.control import Control, Phase, StatusFile
 from dataflows.evaluate import Publisher
-from dataflows.events import Metrics, Outcome, Prediction, Reject, encode_lines
-from dataflows.job import KINDS, Job, Sink
+from dataflows.events import Message, Metrics, ModelVersion, Outcome, Prediction, Reject
+from dataflows.job import KINDS, Job, Output, SinkWriter
 from dataflows.learner import Learner
-from dataflows.order import Reader
+from dataflows.order import Batch, Reader
 from dataflows.orderlog import OrderLog
 from dataflows.pickles import names_of
 from dataflows.replay import SWEEP_EVERY, answer_rows, empties_of, empty_columns, entity_features, inputs_of
 from dataflows.rows import entity_step_names
 from dataflows.settings import FeaturePart, RunDirectory, Settings, output_sinks
 from dataflows.state import READER, StateStore, StepRows, StepState, group_file, sync
+from dataflows.tally import Tally
 from features.parts import FeatureParts
 from features.state import EntityFeatures
 
-_KIND_OF = {Prediction: "predictions", Outcome: "outcomes", Metrics: "metrics", Reject: "rejects"}
+_KIND_OF = {
+    Prediction: "predictions",
+    Outcome: "outcomes",
+    Metrics: "metrics",
+    ModelVersion: "models",
+    Reject: "rejects",
+}
 
 FLUSH = 1024
 """Changed entities after which a step writes to the state store before a checkpoint asks for it: so the checkpoint
@@ -59,6 +68,16 @@ itself finds little left to write."""
 
 FLUSH_QUESTIONS = 8192
 """The same of questions that came and went: those that do both in between are never written."""
+
+
+LAG_S = 0.25
+"""Seconds between two looks at how far inputs are behind."""
+
+SHOWN_MODELS = 100
+"""Of so many models people see the version."""
+
+STATUS_S = 0.3
+"""Seconds of silence after which the last batch is told."""
 
 
 def dataflow(job: Job, settings: Settings | None = None) -> Dataflow:
@@ -97,7 +116,8 @@ class Run:
             _refuse_recovery()
             _refuse_launched_state(self.directory)
         else:
-            self.store = StateStore(self.directory.groups, self.start.lineage, allowed=names_of(job))
+            gone = gone_names(self.start.layout, job)
+            self.store = StateStore(self.directory.groups, self.start.lineage, allowed=names_of(job), gone=gone)
         self.control = Control(self.directory.control)
 
     def state(self, file: str, step: str) -> StepState | None:
@@ -269,6 +289,10 @@ class PublisherHead(msgspec.Struct, array_like=True, gc=False):
     status: dict[str, Any]
 
 
+class Tick(msgspec.Struct, array_like=True, gc=False):
+    """A checkpoint is complete: outputs that publish by it may. Sent only where there are such, idle input or not."""
+
+
 class SaidPart(msgspec.Struct, array_like=True, gc=False):
     """What one learner said of a batch."""
 
@@ -276,16 +300,20 @@ class SaidPart(msgspec.Struct, array_like=True, gc=False):
     said: list[Any]
 
 
-def _heads(works: list[Work]) -> Iterable[tuple[str, Head]]:
+def _heads(works: list[Work | Tick]) -> Iterable[tuple[str, Head]]:
     for work in works:
+        if type(work) is not Work:
+            continue
         for group, operations in work.learners.items():
             parts = len(work.reads.get(group, ()))
             yield group_key(group), Head(work.number, group, work.questions, operations, parts)
 
 
-def _bundles_of(index: int) -> Callable[[list[Work]], Iterable[tuple[str, Bundle]]]:
-    def bundles(works: list[Work]) -> Iterable[tuple[str, Bundle]]:
+def _bundles_of(index: int) -> Callable[[list[Work | Tick]], Iterable[tuple[str, Bundle]]]:
+    def bundles(works: list[Work | Tick]) -> Iterable[tuple[str, Bundle]]:
         for work in works:
+            if type(work) is not Work:
+                continue
             owners = work.owners if len(work.reads) > 1 else None
             home = next(iter(work.reads), 0)
             for (entity, group), rows in work.features.items():
@@ -295,8 +323,11 @@ def _bundles_of(index: int) -> Callable[[list[Work]], Iterable[tuple[str, Bundle
     return bundles
 
 
-def _publisher_heads(works: list[Work]) -> Iterable[tuple[str, PublisherHead]]:
+def _publisher_heads(works: list[Work | Tick]) -> Iterable[tuple[str, PublisherHead | Tick]]:
     for work in works:
+        if type(work) is not Work:
+            yield _PUBLISH, Tick()
+            continue
         yield _PUBLISH, PublisherHead(work.number, work.rejects, len(work.learners), work.end, work.status)
 
 
@@ -307,7 +338,7 @@ _PUBLISH = group_key(GLOBAL_GROUP)
 # -- steps
 
 
-class ReadSource(FixedPartitionedSource[Work, bytes]):
+class ReadSource(FixedPartitionedSource[Work | Tick, bytes]):
     """One engine partition that reads all of a job's inputs."""
 
     def __init__(self, run: Run) -> None:
@@ -322,7 +353,7 @@ class ReadSource(FixedPartitionedSource[Work, bytes]):
         return ReadPartition(self._run)
 
 
-class ReadPartition(StatefulSourcePartition[Work, bytes]):
+class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
     """Reader and admit behind the engine's interface."""
 
     def __init__(self, run: Run) -> None:
@@ -337,7 +368,7 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
             job.time,
             settings.batch_size,
             settings.linger,
-            settings.follow,
+            settings.read,
             run.order_log(),
             _rows(self._read_state),
         )
@@ -345,13 +376,21 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
         self._pause: float = 0.0
         self._resumes = False
         self._between = True  # epochs: the engine has not asked for a batch since the last one ended
+        self._ticks = any(sink.by_checkpoint for sink in run.sinks.values())
+        self._lag_at = 0.0
+        self._lag: dict[str, int] = {}
+        self._in_checkpoint: dict[str, Any] = {}
         run.control.published = self._reader.number
 
-    def next_batch(self) -> list[Work]:
+    def next_batch(self) -> list[Work | Tick]:
         if self._between:
             # The engine asks again only when the epoch before is complete, its own writes included.
             self._between = False
             self._control.workers = Phase.RUNNING
+            if self._in_checkpoint:
+                self._reader.note_checkpoint(self._in_checkpoint)
+            if self._ticks:
+                return [Tick()]
         if self._control.stopping or self._reader.finished:
             raise StopIteration
         if self._reader.number - self._control.published >= self._in_flight:
@@ -361,7 +400,7 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
         if batch is None:
             if self._reader.finished:
                 raise StopIteration
-            self._pause = 0.005
+            self._pause = 0.002
             return []
         if self._resumes:
             self._resumes = False
@@ -370,16 +409,29 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
         work = self._admit.admit(batch)
         if self._admit_state is not None and self._admit.unsaved >= FLUSH_QUESTIONS:
             self._admit_state.write(batch.number, self._admit.changes())
-        work.status = {
+        work.status = self._describe(batch, work)
+        return [work]
+
+    def _describe(self, batch: Batch, work: Work) -> dict[str, Any]:
+        """What people see of the reader, as of a batch."""
+        now = wall.monotonic()
+        if now >= self._lag_at:
+            self._lag_at = now + LAG_S
+            self._lag = self._reader.lag()
+        counts = self._reader.counts
+        return {
             "clock": work.clock,
             "watermark": batch.watermark,
             "open": len(self._admit),
-            "read": self._reader.counts["read"],
+            "read": counts["read"],
             "questions": self._admit.questions,
             "late_events": self._admit.counts["late_events"],
+            "tombstones": counts["tombstones"],
+            "gap": counts["gap"],
+            "lag": self._lag,
             "end": batch.end,
+            "came": _oldest_arrival(batch),
         }
-        return [work]
 
     def next_awake(self) -> datetime | None:
         return datetime.now(UTC) + timedelta(seconds=self._pause) if self._pause else None
@@ -392,10 +444,11 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
         if self._read_state is not None and self._admit_state is not None:
             self._read_state.write(number, self._reader.changes(), complete=True)
             self._admit_state.write(number, self._admit.changes(), complete=True)
+        offsets = self._in_checkpoint = self._reader.offsets()
         return msgspec.json.encode(
             {
                 "batch": number,
-                "offsets": self._reader.offsets(),
+                "offsets": offsets,
                 "watermark": self._reader.watermark,
                 "clock": self._admit.clock,
                 "newest": self._admit.newest,
@@ -407,6 +460,12 @@ class ReadPartition(StatefulSourcePartition[Work, bytes]):
 
     def close(self) -> None:
         self._reader.close()
+
+
+def _oldest_arrival(batch: Batch) -> float | None:
+    """When the record of a batch that has waited longest came to the platform (s since 1970), if records tell."""
+    times = [item[6].timestamp for item in batch.items if type(item[6]) is Message]
+    return min(times) / 1000 if times else None
 
 
 def _rows(state: StepState | None) -> StepRows | None:
@@ -536,8 +595,11 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
         return self._number
 
 
-class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart, tuple[str, bytes], int]):
-    """Puts a batch's records together and encodes them as (kind, lines); gives the credit back."""
+class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart | Tick, tuple[str, Any], int]):
+    """Puts a batch's records together, encodes them as their outputs want them, gives the credit back.
+
+    It emits (kind, what the kind's sink encoded), and (kind, None) for a tick.
+    """
 
     def __init__(self, run: Run, batch: int) -> None:
         self._run = run
@@ -546,36 +608,62 @@ class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart, tuple[str, bytes]
         self._publisher = Publisher(run.job, _rows(self._state), begun)
         self._control = run.control
         self._status = StatusFile(run.directory.status)
+        self._measures = run.settings.measures
+        self._latency, self._backlog = Tally(), Tally()
+        self._untold: PublisherHead | None = None  # a batch that the status file does not know of
         self._heads: dict[int, PublisherHead] = {}
         self._parts: dict[int, list[SaidPart]] = {}
         self._number = batch  # the engine asks for a snapshot after a resume too, before anything came
 
-    def on_batch(self, values: list[PublisherHead | SaidPart]) -> tuple[list[tuple[str, bytes]], bool]:
+    def on_batch(self, values: list[PublisherHead | SaidPart | Tick]) -> tuple[list[tuple[str, Any]], bool]:
+        lines: list[tuple[str, Any]] = []
         for value in values:
             if type(value) is PublisherHead:
                 self._heads[value.number] = value
+            elif type(value) is SaidPart:
+                self._parts.setdefault(value.number, []).append(value)
             else:
-                self._parts.setdefault(value.number, []).append(value)  # type: ignore[arg-type]
-        lines: list[tuple[str, bytes]] = []
+                lines.extend((kind, None) for kind, sink in self._run.sinks.items() if sink.by_checkpoint)
         for number in sorted(self._heads):
             if len(self._parts.get(number, ())) < self._heads[number].learners:
                 break
             lines.extend(self._publish(self._heads.pop(number), self._parts.pop(number, [])))
         return lines, StatefulBatchLogic.RETAIN
 
-    def _publish(self, head: PublisherHead, parts: list[SaidPart]) -> Iterable[tuple[str, bytes]]:
-        kinds: dict[Any, list[Any]] = {}
-        for record in self._publisher.publish(head.rejects, [part.said for part in parts], head.end):
-            kind = type(record)
-            if kind in kinds:
-                kinds[kind].append(record)
-            else:
-                kinds[kind] = [record]
+    def _publish(self, head: PublisherHead, parts: list[SaidPart]) -> Iterable[tuple[str, Any]]:
+        records = self._publisher.publish(head.rejects, [part.said for part in parts], head.end)
+        kinds = _by_kind(records, self._publisher.keys)
         self._number = self._control.published = head.number
         self._control.note_published()
+        if self._measures:
+            self._measure(kinds.get(Prediction, ([], []))[0], head.status.pop("came", None))
+        self._untold = head
         if head.end or self._status.due:
-            self._status.write(self._describe(head))
-        return [(_KIND_OF[kind], encode_lines(records)) for kind, records in kinds.items()]
+            self._tell()
+        sinks = self._run.sinks
+        named = ((_KIND_OF[kind], some, keys) for kind, (some, keys) in kinds.items())
+        return [(kind, sinks[kind].encode(some, keys)) for kind, some, keys in named if kind in sinks]
+
+    def _tell(self) -> None:
+        if self._untold is not None:
+            self._status.write(self._describe(self._untold))
+            self._untold = None
+
+    def notify_at(self) -> datetime | None:
+        """Before a quiet spell people shall see the last batch too."""
+        return None if self._untold is None else datetime.now(UTC) + timedelta(seconds=STATUS_S)
+
+    def on_notify(self) -> tuple[list[tuple[str, Any]], bool]:
+        self._tell()
+        return [], StatefulBatchLogic.RETAIN
+
+    def _measure(self, predictions: list[Any], came: float | None) -> None:
+        """How long after their event time, and after they came, questions are answered."""
+        now = wall.time()
+        for prediction in predictions:
+            self._latency.observe(now - prediction.time.timestamp())
+        if came is not None and predictions:
+            self._backlog.observe(now - came, len(predictions))
 
     def _describe(self, head: PublisherHead) -> dict[str, Any]:
         """What people see of the run."""
@@ -584,6 +672,10 @@ class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart, tuple[str, bytes]
             "counts": dict(self._publisher.counts),
             "outcomes": self._publisher.evaluator.outcomes,
             "metrics": self._publisher.evaluator.values(),
+            "versions": dict(islice(self._publisher.versions.items(), SHOWN_MODELS)),
+            "models": len(self._publisher.versions),
+            "latency": self._latency.state(),
+            "backlog": self._backlog.state(),
         }
 
     def snapshot(self) -> int:
@@ -605,40 +697,70 @@ def _assert_nothing_waits(heads: dict[int, Any], parts: dict[int, Any]) -> None:
         raise RuntimeError(f"at a snapshot batches {sorted(set(heads) | set(parts))} were incomplete: a bug")
 
 
+def _by_kind(records: list[Any], keys: list[Any]) -> dict[Any, tuple[list[Any], list[Any]]]:
+    """The records, and their keys if they have any, by class."""
+    kinds: dict[Any, tuple[list[Any], list[Any]]] = {}
+    for place, record in enumerate(records):
+        kind = type(record)
+        if kind not in kinds:
+            kinds[kind] = ([], [])
+        some, its_keys = kinds[kind]
+        some.append(record)
+        if keys:
+            its_keys.append(keys[place])
+    return kinds
+
+
 # -- outputs
 
 
-class RecordsSink(FixedPartitionedSink[bytes, int]):
-    """One engine partition per kind of record, behind it the declared sink."""
+class RecordsSink(FixedPartitionedSink[Any, Any]):
+    """One engine partition per kind of record, behind it the declared sink.
+
+    All are on the worker that publishes: records need not travel, and an output that is slow holds publishing back.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def list_parts(self) -> list[str]:
-        return list(KINDS)
+        mine = self._run.settings.worker == siphash13(_PUBLISH) % self._run.settings.workers
+        return list(KINDS) if mine else []
 
     def part_fn(self, item_key: str) -> int:
         return sorted(KINDS).index(item_key)  # the engine numbers partitions in the order of their names
 
-    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> WritePartition:
+    def build_part(self, step_id: str, for_part: str, resume_state: Any | None) -> WritePartition:
         start = self._run.start
         position = start.sinks.get(for_part) if resume_state is None and start is not None else resume_state
-        return WritePartition(self._run.sinks.get(for_part), position)
+        sink = self._run.sinks.get(for_part)
+        if sink is None:
+            return WritePartition(None)
+        output = Output(self._run.job.name, for_part, 1 if start is None else start.branch, self._run.directory.state)
+        return WritePartition(sink.writer(output, position))
 
 
-class WritePartition(StatefulSinkPartition[bytes, int]):
+class WritePartition(StatefulSinkPartition[Any, Any]):
     """A sink's writer behind the engine's interface."""
 
-    def __init__(self, sink: Sink | None, position: int | None) -> None:
-        self._writer = sink.writer(position) if sink is not None else None
+    def __init__(self, writer: SinkWriter | None) -> None:
+        self._writer = writer
+        self._after_checkpoint = False
 
-    def write_batch(self, values: list[bytes]) -> None:
-        if self._writer is not None:
-            for chunk in values:
+    def write_batch(self, values: list[Any]) -> None:
+        if self._writer is None:
+            return
+        if self._after_checkpoint:
+            # Nothing of an epoch comes before the one before it is durable.
+            self._after_checkpoint = False
+            self._writer.begin_epoch()
+        for chunk in values:
+            if chunk is not None:
                 self._writer.write(chunk)
-            self._writer.flush()
+        self._writer.flush()
 
-    def snapshot(self) -> int:
+    def snapshot(self) -> Any:
+        self._after_checkpoint = True
         return self._writer.position() if self._writer is not None else 0
 
     def close(self) -> None:

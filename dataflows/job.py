@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from river import base, metrics, utils
 
-from dataflows.events import Event, Record, describe_faults, plain_types
+from dataflows.events import Event, Record, Reject, describe_faults, encode_lines, plain_types
 from dataflows.order import Source, Time
 from features.lookup import Lookup
 from features.spec import Derived, Entity, Fields, duration
@@ -35,7 +35,7 @@ class JobError(Exception):
 
 
 @contextmanager
-def _faults_of(what: str) -> Iterator[None]:
+def faults_of(what: str) -> Iterator[None]:
     """Turns pydantic's list of faults into one message."""
     try:
         yield
@@ -57,20 +57,32 @@ DISCARD = _Discard()
 """`Label(otherwise=DISCARD)`: a question that expires without a label is forgotten, nothing is learned."""
 
 
+class Output(NamedTuple):
+    """Which output of which run a writer is for: the job's name, the kind of records, the branch, the state's place."""
+
+    job: str
+    kind: str
+    branch: int
+    state: Path
+
+
 class SinkWriter(ABC):
     """Writes one output; `position` is what a checkpoint keeps and `Sink.writer` takes on resume."""
 
     @abstractmethod
-    def write(self, chunk: bytes) -> None:
-        """Take whole lines."""
+    def write(self, chunk: Any) -> None:
+        """Take what `Sink.encode` gave."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Make what was written visible to readers."""
+        """Make what was written visible to readers, or see to it that it will be."""
 
     @abstractmethod
-    def position(self) -> int:
-        """Make what was written durable; the place where the next write goes."""
+    def position(self) -> Any:
+        """Make what was written durable; the place where the next write goes, as plain values."""
+
+    def begin_epoch(self) -> None:  # noqa: B027 - only those that publish by the checkpoint have something to do
+        """The checkpoint of the last `position` is complete: what was written before it can be published."""
 
     @abstractmethod
     def close(self) -> None:
@@ -82,9 +94,37 @@ class Sink(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def writer(self, position: int | None) -> SinkWriter:
+    @property
+    def keyed(self) -> bool:
+        """Whether it wants the key of each record (`Job.record_key`)."""
+        return False
+
+    @property
+    def by_checkpoint(self) -> bool:
+        """Whether it publishes what was written once the checkpoint after it is complete, and not before."""
+        return False
+
+    def writer(self, output: Output, position: Any | None) -> SinkWriter:
         """Open at a position, dropping what lies after it; None: from the beginning."""
         raise NotImplementedError
+
+    def encode(self, records: list[Record], keys: list[Any]) -> Any:
+        """Some records as its writer takes them; `keys` is empty where it wants none."""
+        return encode_lines(records)
+
+    def where(self) -> str:
+        """Where records go, for people."""
+        return type(self).__name__.lower()
+
+    def rejects(self, job: str) -> Iterator[tuple[int, Reject]]:
+        """The rejects of a job that were written here, up to what is there now, each with a number by which the newest
+        are found: it is greater for those that were written later.
+
+        Raises `JobError` where nothing can be read back.
+        """
+        raise JobError(
+            f"rejects that go to {self.where()} cannot be read back. Hint: Outputs(rejects=...) with a file or a topic"
+        )
 
     def keep_aside(self, target: Path) -> None:
         """Keep what was written so far as `target`, before a new branch overwrites a part of it.
@@ -103,7 +143,17 @@ class Sink(BaseModel):
 class Outputs(BaseModel):
     """Where records go. What is not named goes to `directory/KIND.jsonl`; None switches a kind off.
 
-    `directory` defaults to `runs/NAME` of the job.
+    Parameters
+    ----------
+    directory
+        Of files; default `runs/NAME` of the job.
+    predictions, outcomes, metrics, rejects
+        The kinds of records.
+    models
+        How far each model has come, reported with the metrics; off by default.
+    key
+        Field or fields of the event by which outputs that know keys (Kafka) keep predictions and outcomes in order.
+        Default: what the job has one model per; else the key of its first Entity; else the event's id.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -112,10 +162,22 @@ class Outputs(BaseModel):
     predictions: Sink | None = Field(default=Sink())
     outcomes: Sink | None = Field(default=Sink())
     metrics: Sink | None = Field(default=Sink())
+    models: Sink | None = None
     rejects: Sink | None = Field(default=Sink())
+    key: tuple[str, ...] | None = None
+
+    def __init__(self, **named: Any) -> None:
+        if isinstance(named.get("key"), str):
+            named["key"] = (named["key"],)
+        with faults_of("Outputs"):
+            super().__init__(**named)
+
+    def by_kind(self) -> list[tuple[str, Sink | None]]:
+        """Each kind of records with its declaration; None where it is switched off."""
+        return [(kind, getattr(self, kind)) for kind in KINDS]
 
 
-KINDS = ("predictions", "outcomes", "metrics", "rejects")
+KINDS = ("predictions", "outcomes", "metrics", "models", "rejects")
 
 
 class Label(BaseModel):
@@ -175,7 +237,7 @@ class Label(BaseModel):
         for name in ("by", "on"):
             if isinstance(named.get(name), str):
                 named[name] = (named[name],)
-        with _faults_of("Label"):
+        with faults_of("Label"):
             super().__init__(source=source, **named)
 
     @property
@@ -310,7 +372,7 @@ class Job(BaseModel):
     def __init__(self, **named: Any) -> None:
         if isinstance(named.get("per"), str):
             named["per"] = (named["per"],)
-        with _faults_of("Job"):
+        with faults_of("Job"):
             super().__init__(**named)
 
     def model_post_init(self, _: Any) -> None:
@@ -330,6 +392,13 @@ class Job(BaseModel):
     def feature_names(self) -> tuple[str, ...]:
         """What the model sees, in the order of the declarations."""
         return tuple(name for feature in self.features for name in feature.feature_names)
+
+    @property
+    def record_key(self) -> tuple[str, ...] | None:
+        """The fields by which predictions and outcomes are keyed; None where no output wants it, or it is the id."""
+        if not any(sink is not None and sink.keyed for sink in (self.outputs.predictions, self.outputs.outcomes)):
+            return None
+        return self.outputs.key or self.per or next((entity.key for entity in self.entities), None)
 
     @property
     def model_name(self) -> str:
@@ -393,6 +462,7 @@ class Job(BaseModel):
                 _require(feature.key, known, f"Entity key {feature.key}", event)
                 _require(sorted(columns), known, f"Entity by {feature.label}", event)
         _require(self.per or (), known, f"per={self.per}", event)
+        _require(self.outputs.key or (), known, f"Outputs key={self.outputs.key}", event)
         _require(self.label.by or (), known, f"Label by={self.label.by}", event)
         _require([self.label.field], set(self.label_class.model_fields), "Label field", self.label_class)
         if isinstance(self.label.delay, str):
@@ -570,6 +640,7 @@ __all__ = [
     "Job",
     "JobError",
     "Label",
+    "Output",
     "Outputs",
     "Report",
     "Sink",

@@ -4,6 +4,9 @@ A question is answered with what the model says now and kept, features and outpu
 question's number: the outcome is scored with the prediction made then, and a model that needs labels learns from the
 features kept then. A model that needs no labels (an anomaly detector) learns from the question right after its score.
 The version of a model is the number of examples it has learned.
+
+When a job's `per` changes, its models begin anew: questions asked under another `per` are still scored when their
+answers come, but nobody learns from them.
 """
 
 from __future__ import annotations
@@ -77,7 +80,8 @@ class Learner:
         self._asked: list[int] = []
         self._closed: list[int] = []
         self._touched: set[Any] = set()
-        self._kept_names: tuple[str, ...] | None = None
+        self._declared = (self._names, self._per, self._model_name)
+        self._kept_declared: tuple[Any, Any, Any] | None = None
         if rows is not None and not self._fresh:
             self._restore(rows)
 
@@ -86,25 +90,30 @@ class Learner:
         return len(self._open)
 
     def _restore(self, rows: Rows) -> None:
-        kept = rows.get("names")
-        names = self._kept_names = kept[0] if kept else self._names
+        kept = rows.get("declared")
+        self._kept_declared = kept[0] if kept else None  # none on this branch: only another one had questions here
+        names, per, model = self._kept_declared or self._declared
         self._open = dict(self._chunks.restore(rows))
         if names != self._names:
             # Features came or went since these were asked; each is learned from with those it was asked with.
             for seq, (id, at, values, *rest) in self._open.items():
                 if type(values) is tuple:
                     self._open[seq] = (id, at, dict(zip(names, values, strict=True)), *rest)
+        if per != self._per:
+            for seq, (*asked, key, version, about) in self._open.items():
+                if type(key) is not list:
+                    self._open[seq] = (*asked, [_named(model, per, key)], version, about)
 
     def changes(self, models: bool = True) -> Iterator[Change]:
         """What the rows need to follow since the last call: questions that came and went, models asked or taught.
 
         Without `models` these wait for a later call: they will have learned more by then.
         """
-        if self._kept_names != self._names:
+        if self._kept_declared != self._declared:
             yield from self._chunks.clear()
             self._asked, self._closed = list(self._open), []
-            self._kept_names = self._names
-            yield put("names", self._names)
+            self._kept_declared = self._declared
+            yield put("declared", self._declared)
         asked, closed = self._asked, self._closed
         self._asked, self._closed = [], []
         yield from self._chunks.changes(((seq, self._open[seq]) for seq in asked if seq in self._open), closed)
@@ -125,7 +134,10 @@ class Learner:
         return {key: (m.model, m.version) for key, m in self._models.items()}
 
     def open_questions(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        """The open questions by number: (id, time, features kept, output, model key, model version)."""
+        """The open questions by number: (id, time, features kept, output, model key, model version, record key).
+
+        Of a question asked under another `per` the model is gone: a list with its name is in the place of the key.
+        """
         yield from self._open.items()
 
     def process(self, operations: list[tuple[Any, ...]], columns: Columns) -> list[Said]:
@@ -142,7 +154,7 @@ class Learner:
         return said
 
     def _ask(self, operation: tuple[Any, ...], columns: Columns, said: list[Said]) -> None:
-        _, position, seq, place, id, time, late, key, values = operation
+        _, position, seq, place, id, time, late, key, values, about = operation
         for column in columns:
             answer = column[place]
             if type(answer) is not tuple:
@@ -169,13 +181,13 @@ class Learner:
         shown = output.get(True, 0.0) if self._shows_probability else output
         at = to_datetime(time)
         version = model.version
-        said.append((position, Prediction(id, at, features, shown, model.name, version, late), None, time))
+        said.append((position, Prediction(id, at, features, shown, model.name, version, late), None, time, about))
         if self._tracks:
             self._asked.append(seq)
         if self._supervised:
-            self._open[seq] = (id, at, kept, output, key, version)
+            self._open[seq] = (id, at, kept, output, key, version, about)
         else:
-            self._open[seq] = (id, at, None, output, key, version)
+            self._open[seq] = (id, at, None, output, key, version, about)
             try:
                 model.learn(x)
             except Exception as error:  # noqa: BLE001 - as above
@@ -190,7 +202,12 @@ class Learner:
             return  # it was rejected when it was asked
         if self._tracks:
             self._closed.append(seq)
-        id, at, kept, output, key, version = question
+        id, at, kept, output, key, version, about = question
+        shown = output.get(True, 0.0) if self._shows_probability else output
+        if type(key) is list:  # its model is gone
+            outcome = Outcome(id, at, shown, label, to_datetime(moment), key[0], version, version, assumed)
+            said.append((position, outcome, output, moment, about))
+            return
         model = self._models.get(key)
         if model is None:
             model = self._fetch(key)
@@ -203,9 +220,8 @@ class Learner:
                 self._fail("model_error", _while_learning(error), id, at, tuple(x.values()), position, said)
                 return
             model.version += 1
-        shown = output.get(True, 0.0) if self._shows_probability else output
         outcome = Outcome(id, at, shown, label, to_datetime(moment), model.name, version, model.version, assumed)
-        said.append((position, outcome, output, moment))
+        said.append((position, outcome, output, moment, about))
 
     def _fetch(self, key: Any) -> _Model:
         """A model that is not in memory: from its row, or new."""
@@ -215,7 +231,7 @@ class Learner:
             model = self._models[key] = _Model(fitted, name, version, self._method)
             return model
         # A pickle round trip first, so that a model behaves the same before and after a checkpoint.
-        name = self._model_name if self._per is None else f"{self._model_name}/{_key_text(self._per, key)}"
+        name = _named(self._model_name, self._per, key)
         model = self._models[key] = _Model(pickle.loads(self._prototype), name, 0, self._method)
         return model
 
@@ -224,7 +240,7 @@ class Learner:
     ) -> None:
         """A question that got no answer; its record shows what was asked, the bytes as read are gone by now."""
         asked = {"id": id, "time": at, "values": values}
-        said.append((position, reject(reason, detail, f"event {id!r}", encode(asked)[:-1]), None, 0))
+        said.append((position, reject(reason, detail, f"event {id!r}", encode(asked)[:-1]), None, 0, None))
 
 
 def _while_learning(error: Exception) -> str:
@@ -236,9 +252,12 @@ def _present(features: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in features.items() if value is not None}
 
 
-def _key_text(names: tuple[str, ...], key: Any) -> str:
-    parts = key if len(names) > 1 else (key,)
-    return ",".join(f"{name}={part}" for name, part in zip(names, parts, strict=True))
+def _named(model: str, per: tuple[str, ...] | None, key: Any) -> str:
+    """The name of a key's model."""
+    if per is None:
+        return model
+    parts = key if len(per) > 1 else (key,)
+    return f"{model}/{','.join(f'{name}={part}' for name, part in zip(per, parts, strict=True))}"
 
 
 def _question_method(job: Job) -> tuple[str, bool]:

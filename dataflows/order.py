@@ -24,13 +24,13 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dataflows.chunks import Chunks
-from dataflows.events import Event, EventId, Reject, Undecodable, encode, reject, to_datetime, to_time_us
-from dataflows.orderlog import DONE, IDLE, OPENED, LogEntry, OrderLog, OrderLogError
+from dataflows.events import Event, EventId, NoEvent, Raw, Reject, Undecodable, reject, to_datetime, to_time_us
+from dataflows.orderlog import DONE, IDLE, JUMPED, OPENED, LogEntry, OrderLog, OrderLogError
 from features.rows import Change, Rows, put
 from features.spec import duration
 
@@ -41,7 +41,9 @@ EVENT = 1
 CHUNK = 256
 """Records pulled from a partition at the most before looking for a fuller batch."""
 
-Raw = bytes | Event | dict[str, Any]
+DISCOVER_S = 1.0
+"""Seconds between two looks for partitions that were added."""
+
 Item = tuple[int, int, EventId | None, str, int, Event, Raw]
 """Event time (µs), kind, id, partition, offset, the decoded event, and the record as it was read."""
 
@@ -93,6 +95,12 @@ class Partition(ABC):
     name: str
     done: bool = False
     """No more records will ever come."""
+    pending: bool = False
+    """More records are there and on their way here, so others should not run ahead."""
+    numbered: ClassVar[bool] = False
+    """Whether the position is a number of the records' own, which the order log keeps; then `position` gives an int."""
+    gap: tuple[int, int] | None = None
+    """Where reading would have gone on and where it does, if what came between is gone; the reader takes note of it."""
 
     @abstractmethod
     def pull(self, limit: int) -> list[tuple[int, Raw]]:
@@ -109,8 +117,70 @@ class Partition(ABC):
     def decode(self, raw: Raw) -> Event:
         """The event of a record; raises `Undecodable`."""
 
+    def go_on_at(self, position: int) -> None:
+        """Pull from a later place; of numbered partitions only."""
+        raise NotImplementedError
+
+    def lag(self) -> int | None:
+        """How many records are there that were not pulled; None where nobody can tell."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - most partitions have nothing to close
         """Give up files and connections."""
+
+
+class ReadMode(BaseModel):
+    """How inputs are read, whatever they are.
+
+    Parameters
+    ----------
+    follow
+        Treat the end of an input as "nothing yet".
+    until
+        Read records up to this time (µs); of inputs that keep times with their records.
+    on_gap
+        When records that come next are gone (retention removed them): `stop` with an error, or go on with the
+        `earliest` there is, and count what is missing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    follow: bool = False
+    until: int | None = None
+    on_gap: Literal["stop", "earliest"] = "stop"
+
+
+TO_THE_END = ReadMode()
+"""Read what is there, then end."""
+
+
+class Feed:
+    """An input while it is read: its partitions, which may become more. This one is of a source that opens its own."""
+
+    grows: ClassVar[bool] = False
+    """Whether `names` may give more than before."""
+
+    def __init__(self, source: Source, mode: ReadMode) -> None:
+        self._source = source
+        self._mode = mode
+
+    def names(self) -> list[str]:
+        """Names of the partitions that are there now. Never blocks for long."""
+        return self._source.names()
+
+    def open(self, name: str, position: Any | None) -> Partition:
+        """Open a partition at a position (None: where the source begins)."""
+        return self._source.open(name, position, self._mode.follow)
+
+    def open_added(self, name: str) -> Partition:
+        """Open a partition that came while the job was there already: from its beginning."""
+        return self.open(name, None)
+
+    def note_checkpoint(self, positions: dict[str, Any]) -> None:
+        """A checkpoint holds these positions, by partition: for what watches the job from outside."""
+
+    def close(self) -> None:
+        """Give up connections; the partitions are closed before."""
 
 
 class Source(BaseModel):
@@ -120,6 +190,11 @@ class Source(BaseModel):
 
     event: type[Event]
 
+    @property
+    def endless(self) -> bool:
+        """Whether its end is none unless one is asked for."""
+        return False
+
     def names(self) -> list[str]:
         """Names of the partitions, unique within the job."""
         raise NotImplementedError
@@ -128,9 +203,31 @@ class Source(BaseModel):
         """Open a partition at a position (None: the beginning); with `follow` its end is not an end."""
         raise NotImplementedError
 
+    def feed(self, mode: ReadMode) -> Feed:
+        """Begin to read."""
+        if mode.until is not None:
+            raise InputError(f"{type(self).__name__} keeps no times with its records. Hint: leave --until out")
+        return Feed(self, mode)
+
+    def describe(self) -> str:
+        """What it reads, for people."""
+        return ", ".join(self.names())
+
+    def gaps(self, positions: dict[str, Any]) -> dict[str, tuple[int, int]]:
+        """By partition, a position to go on from and the first there is, where what came between is gone."""
+        return {}
+
 
 class InputError(RuntimeError):
     """An input that cannot be read as it is declared."""
+
+
+def gap_text(name: str, wanted: int, first: int) -> str:
+    """What to say of records that are gone."""
+    return (
+        f"{name}: the job would go on at offset {wanted}, but the first record there is has {first}: {first - wanted} "
+        "records were removed before they were read. Hint: --on-gap earliest goes on without them and counts them"
+    )
 
 
 class Batch:
@@ -173,11 +270,12 @@ class _Faulty:
 class _Lane:
     """A partition with what the reader knows of it."""
 
-    __slots__ = ("kind", "part", "newest", "silent", "done", "heard_at", "queue")
+    __slots__ = ("kind", "part", "feed", "newest", "silent", "done", "heard_at", "queue")
 
-    def __init__(self, kind: int, part: Partition, newest: int | None, silent: bool, done: bool) -> None:
+    def __init__(self, kind: int, part: Partition, feed: Feed, newest: int | None, silent: bool, done: bool) -> None:
         self.kind = kind
         self.part = part
+        self.feed = feed
         self.newest = newest
         self.silent = silent  # idle or at its end: holds no watermark back until it speaks again
         self.done = done  # its end was noted; decided by what is logged, so a replay knows it too
@@ -222,8 +320,8 @@ class Reader:
         Items in a batch at the most.
     linger
         Seconds that items may wait for their batch to fill when no more are at hand.
-    follow
-        Treat the end of a file as "nothing yet".
+    mode
+        How the inputs are read.
     log
         Where the make-up of batches is kept; None for runs that need not be resumed.
     rows
@@ -237,7 +335,7 @@ class Reader:
         time: Time,
         batch_size: int = 1000,
         linger: float = 0.05,
-        follow: bool = False,
+        mode: ReadMode = TO_THE_END,
         log: OrderLog | None = None,
         rows: Rows | None = None,
     ) -> None:
@@ -252,11 +350,6 @@ class Reader:
         self._sorted = time.order == "event_time"
         kept = rows.get("reader") if rows is not None else []
         state: dict[str, Any] = kept[0] if kept else {}
-        saved = state.get("lanes", {})
-        opened = _open_lanes(inputs, follow, saved)
-        self._lanes = {name: lane for name, lane in opened.items() if name in saved}
-        self._new = {name: lane for name, lane in opened.items() if name not in saved}
-        self._alone = len(self._lanes) == 1
         self.number: int = state.get("number", 0)
         self.watermark: int | None = state.get("watermark")
         self.newest: int | None = state.get("newest")
@@ -265,6 +358,19 @@ class Reader:
         self._chunks = Chunks("item")
         self._kept: dict[tuple[str, int], int] = {}  # place of an item that waits here → number of its row
         self._newest_item: int = state.get("newest_item", 0)
+        self._replay = deque(log.after(self.number)) if log is not None else deque()
+        self._mode = mode
+        self._discover_at = 0.0
+        saved = state.get("lanes", {})
+        self._feeds: list[tuple[int, Feed]] = []
+        self._lanes: dict[str, _Lane] = {}
+        self._new: dict[str, _Lane] = {}
+        try:
+            self._open_inputs(inputs, saved, _logged_begins(self._replay), resumed=bool(state))
+        except BaseException:
+            self._close_inputs()
+            raise
+        self._alone = len(self._lanes) == 1
         items: dict[int, Item] = {}
         if rows is not None:
             for number, item in self._chunks.restore(rows):
@@ -273,11 +379,10 @@ class Reader:
         self._ready: deque[Item] = deque(items.pop(number) for number in state.get("ready", []))
         self._buffer: list[Item] = list(items.values())
         heapq.heapify(self._buffer)
-        self._pulls: list[tuple[str, int]] = state.get("pulls", [])
+        self._pulls: list[tuple[str, int]] = state.get("pulls", [])  # of the batch to come
+        self._begins: list[int | None] = state.get("begins", [])  # of those that were opened or jumped
         self._rejects: list[Reject] = state.get("rejects", [])
-        self._pulled_before = list(self._pulls)  # already done of the first batch that the log gives again
         self._waiting_since: float | None = None
-        self._replay = deque(log.after(self.number)) if log is not None else deque()
 
     @property
     def finished(self) -> bool:
@@ -292,11 +397,13 @@ class Reader:
     def next_batch(self) -> Batch | None:
         """The next batch, or None when nothing is to be had now (or, if `finished`, ever)."""
         if self._replay:
-            return self._logged_batch(self._replay.popleft())
+            return self._logged_batch(self._replay[0])
+        now = wall.monotonic()
+        if now >= self._discover_at:
+            self._discover(now)
         for name in list(self._new):
             self._open(name)
         self._fill()
-        now = wall.monotonic()
         at_end = self._all_ended()
         if not self._ready and not self._rejects and (self._ended or not at_end):
             return None
@@ -304,9 +411,9 @@ class Reader:
             return None
         count = min(len(self._ready), self._batch_size)
         end = at_end and count == len(self._ready)
-        entry = LogEntry(self.number + 1, self._pulls, count, self.watermark, end)
         if self._log is not None:
-            self._log.append(entry)
+            ends = {name: self._lanes[name].position() for name in self._numbered_pulls()}
+            self._log.append(LogEntry(self.number + 1, self._pulls, count, self.watermark, end, self._begins, ends))
         return self._take(count, end)
 
     def changes(self) -> Iterator[Change]:
@@ -332,6 +439,7 @@ class Reader:
             "newest_item": self._newest_item,
             "ready": [self._kept[item[3], item[4]] for item in self._ready],
             "pulls": self._pulls,
+            "begins": self._begins,
             "rejects": self._rejects,
         }
         yield put("reader", state)
@@ -340,11 +448,71 @@ class Reader:
         """By partition, where the next record to take is."""
         return {name: lane.position() for name, lane in self._lanes.items()}
 
+    def lag(self) -> dict[str, int]:
+        """By partition, how many records are there that were not taken, where that can be told."""
+        known = ((name, lane.part.lag(), len(lane.queue)) for name, lane in self._lanes.items())
+        return {name: behind + waiting for name, behind, waiting in known if behind is not None}
+
+    def note_checkpoint(self, offsets: dict[str, Any]) -> None:
+        """These offsets are in a checkpoint that the engine has committed."""
+        for _, feed in self._feeds:
+            feed.note_checkpoint({name: offsets[name] for name in feed.names() if name in offsets})
+
     def close(self) -> None:
         """Close the inputs and the log."""
-        _close_all(self._lanes | self._new)
+        self._close_inputs()
         if self._log is not None:
             self._log.close()
+
+    def _close_inputs(self) -> None:
+        for lane in (*self._lanes.values(), *self._new.values()):
+            lane.part.close()
+        for _, feed in self._feeds:
+            feed.close()
+
+    # -- partitions
+
+    def _open_inputs(
+        self,
+        inputs: Iterable[tuple[int, Source]],
+        saved: dict[str, tuple[Any, int | None, bool, bool]],
+        logged: dict[str, int | None],
+        resumed: bool,
+    ) -> None:
+        """Open all partitions: those of the checkpoint, where it left them; others as the log has them, or anew."""
+        for kind, source in inputs:
+            feed = source.feed(self._mode)
+            self._feeds.append((kind, feed))
+            for name in feed.names():
+                if name in self._lanes or name in self._new:
+                    raise InputError(f"two inputs are named {name!r}. Hint: give the files different names")
+                if name in saved:
+                    position, newest, silent, done = saved[name]
+                    self._lanes[name] = _Lane(kind, feed.open(name, position), feed, newest, silent, done)
+                else:
+                    self._add(kind, feed, name, logged.get(name), came_later=resumed)
+        gone = sorted(set(saved) - set(self._lanes))
+        if gone:
+            raise OrderLogError(f"inputs of the checkpoint are gone: {', '.join(gone)}. Hint: put them back")
+
+    def _add(self, kind: int, feed: Feed, name: str, position: int | None, came_later: bool) -> None:
+        part = feed.open(name, position) if position is not None or not came_later else feed.open_added(name)
+        self._new[name] = _Lane(kind, part, feed, None, False, False)
+
+    def _discover(self, now: float) -> None:
+        """Take up partitions that were added since the last look."""
+        self._discover_at = now + DISCOVER_S
+        if not self._mode.follow:
+            self._discover_at = inf
+            return
+        for kind, feed in self._feeds:
+            if feed.grows:
+                for name in feed.names():
+                    if name not in self._lanes and name not in self._new:
+                        self._add(kind, feed, name, None, came_later=True)
+
+    def _numbered_pulls(self) -> set[str]:
+        return {name for name, _ in self._pulls if self._lanes[name].part.numbered}
 
     # -- live batches
 
@@ -359,15 +527,22 @@ class Reader:
         """From the only lane there is."""
         lane = lanes[0]
         pulled = self._pull(lane, CHUNK)
+        if lane.part.gap is not None:
+            self._jump(lane)
         self._listen(lane, bool(pulled))
         return bool(pulled)
 
     def _take_earliest(self, lanes: list[_Lane]) -> bool:
-        """The record that is next in event time among the lanes' next ones."""
+        """The record that is next in event time among the lanes' next ones.
+
+        While records of a lane are on their way none is taken: another lane would run ahead.
+        """
         chosen: _Lane | None = None
         earliest = inf
         for lane in lanes:
             if not lane.queue and not self._look_ahead(lane):
+                if lane.part.pending and not lane.silent:
+                    return False
                 continue
             time = lane.next_time()
             if chosen is None or time < earliest:
@@ -377,7 +552,7 @@ class Reader:
         record = chosen.queue.popleft()
         self._note_pull(chosen, 1)
         if isinstance(record, _Faulty):
-            self._refuse(record.wrong.reason, str(record.wrong), chosen.part.name, record.offset, record.raw)
+            self._refuse_faulty(record.wrong, chosen.part.name, record.offset, record.raw)
         else:
             self._take_item(chosen, record)
         if chosen.ended:
@@ -386,8 +561,12 @@ class Reader:
 
     def _look_ahead(self, lane: _Lane) -> bool:
         if lane.part.done:
+            if not lane.done:
+                self._silence(lane, DONE)
             return False
         heard = lane.look_ahead() > 0
+        if lane.part.gap is not None and not heard:
+            self._jump(lane)
         self._listen(lane, heard)
         return heard
 
@@ -409,9 +588,19 @@ class Reader:
 
     def _open(self, name: str) -> None:
         """Take a new partition in; logged, as from now on the order depends on it."""
-        self._lanes[name] = self._new.pop(name)
+        lane = self._lanes[name] = self._new.pop(name)
         self._alone = len(self._lanes) == 1
         self._pulls.append((name, OPENED))
+        self._begins.append(lane.position() if lane.part.numbered else None)
+
+    def _jump(self, lane: _Lane) -> None:
+        """What came next is gone, and the job is to go on behind it; logged, as the order depends on it."""
+        assert lane.part.gap is not None
+        before, after = lane.part.gap
+        lane.part.gap = None
+        self.counts["gap"] += after - before
+        self._pulls.append((lane.part.name, JUMPED))
+        self._begins.append(after)
 
     def _all_ended(self) -> bool:
         return all(lane.ended for lane in self._lanes.values())
@@ -421,40 +610,67 @@ class Reader:
         self._ended = end
         items = [self._ready.popleft() for _ in range(count)]
         batch = Batch(self.number, items, self._rejects, self.watermark, end)
-        self._pulls, self._rejects = [], []
+        self._pulls, self._begins, self._rejects = [], [], []
         self._waiting_since = None
         return batch
 
     # -- batches formed again
 
-    def _logged_batch(self, entry: LogEntry) -> Batch:
+    def _logged_batch(self, entry: LogEntry) -> Batch | None:
+        """Form a batch as it was formed before; None while its records are on their way."""
         if entry.number != self.number + 1:
             raise OrderLogError(f"the order log goes from batch {self.number} to {entry.number}: entries are missing")
-        pulls, self._pulled_before = _pulls_left(entry.pulls, self._pulled_before), []
-        for name, count in pulls:
-            if count == OPENED and name in self._new:
-                self._open(name)
-            if name not in self._lanes:
-                raise OrderLogError(f"partition {name!r} of batch {entry.number} is gone. Hint: put the file back")
-            self._pull_logged(self._lanes[name], count, entry.number)
+        for name, count in _pulls_left(entry.pulls, self._pulls):
+            if count in (OPENED, JUMPED):
+                self._begin_logged(name, count, entry)
+            elif not self._pull_logged(self._lanes[name], count, entry.number):
+                return None
+        for name, end in entry.ends.items():
+            if self._lanes[name].position() != end:
+                raise OrderLogError(
+                    f"{name}: batch {entry.number} ended before offset {end}, but its records now end before "
+                    f"{self._lanes[name].position()}: some were removed. {_BRANCH_HINT}"
+                )
         if len(self._ready) < entry.count:
             raise OrderLogError(
                 f"batch {entry.number} had {entry.count} items, but the inputs now give {len(self._ready)}: "
                 "they changed since. Hint: restore the inputs, or start with --fresh"
             )
+        self._replay.popleft()
         return self._take(entry.count, entry.end)
 
-    def _pull_logged(self, lane: _Lane, count: int, number: int) -> None:
+    def _begin_logged(self, name: str, what: int, entry: LogEntry) -> None:
+        begin = entry.begins[len(self._begins)] if len(self._begins) < len(entry.begins) else None
+        if what == OPENED and name in self._new:
+            self._open(name)
+        elif what == JUMPED and name in self._lanes and begin is not None:
+            part = self._lanes[name].part
+            part.gap = (part.position(), begin)
+            part.go_on_at(begin)
+            self._jump(self._lanes[name])
+        if name not in self._lanes:
+            raise OrderLogError(f"partition {name!r} of batch {entry.number} is gone. Hint: put the file back")
+
+    def _pull_logged(self, lane: _Lane, count: int, number: int) -> bool:
+        """Pull as many records as were pulled then; False while some are on their way."""
         if count in (IDLE, DONE):
             self._silence(lane, count)
         while count > 0:
             pulled = self._pull(lane, count)
+            if lane.part.gap is not None:
+                raise OrderLogError(
+                    f"{lane.part.name}: batch {number} began at offset {lane.part.gap[0]}, but the first that is there "
+                    f"is {lane.part.gap[1]}: others were removed. {_BRANCH_HINT}"
+                )
             if not pulled:
+                if lane.part.pending:
+                    return False
                 raise OrderLogError(
                     f"{lane.part.name}: batch {number} had {count} more records than are there now. "
                     "Hint: the input was cut or replaced since; restore it, or start with --fresh"
                 )
             count -= pulled
+        return True
 
     # -- one record
 
@@ -468,7 +684,7 @@ class Reader:
             try:
                 item = decoded(kind, part, offset, raw)
             except Undecodable as wrong:
-                self._refuse(wrong.reason, str(wrong), part.name, offset, raw)
+                self._refuse_faulty(wrong, part.name, offset, raw)
             else:
                 self._take_item(lane, item)
         return len(records)
@@ -526,9 +742,15 @@ class Reader:
             return "too_late", f"event time {_text(time)} is before the watermark {_text(self.watermark)}"
         return None
 
+    def _refuse_faulty(self, wrong: Undecodable, name: str, offset: int, raw: Raw) -> None:
+        if isinstance(wrong, NoEvent):
+            self.counts["tombstones"] += 1
+        else:
+            self._refuse(wrong.reason, str(wrong), name, offset, raw)
+
     def _refuse(self, reason: str, detail: str, name: str, offset: int, raw: Raw) -> None:
         self.counts["rejected_by_reader"] += 1
-        self._rejects.append(reject(reason, detail, f"{name}:{offset}", raw_bytes(raw)))
+        self._rejects.append(reject(reason, detail, f"{name}:{offset}", raw))
 
     # -- the watermark
 
@@ -571,39 +793,19 @@ class Reader:
         return decoded(kind, self._lanes[name].part, offset, raw)
 
 
-def raw_bytes(raw: Raw) -> bytes:
-    """A record as bytes: as read, or as JSON for objects given in memory."""
-    if isinstance(raw, bytes):
-        return raw
-    return encode(dict(raw) if isinstance(raw, Event) else raw)[:-1]
+_BRANCH_HINT = "Hint: --from CHECKPOINT --on-gap earliest goes on with what is there, on a new branch"
 
 
-def _open_lanes(
-    inputs: Iterable[tuple[int, Source]], follow: bool, saved: dict[str, tuple[Any, int | None, bool, bool]]
-) -> dict[str, _Lane]:
-    lanes: dict[str, _Lane] = {}
-    for kind, source in inputs:
-        for name in source.names():
-            if name in lanes:
-                _close_all(lanes)
-                raise InputError(f"two inputs are named {name!r}. Hint: give the files different names")
-            position, newest, silent, done = saved.get(name, (None, None, False, False))
-            try:
-                part = source.open(name, position, follow)
-            except BaseException:
-                _close_all(lanes)
-                raise
-            lanes[name] = _Lane(kind, part, newest, silent, done)
-    gone = sorted(set(saved) - set(lanes))
-    if gone:
-        _close_all(lanes)
-        raise OrderLogError(f"inputs of the checkpoint are gone: {', '.join(gone)}. Hint: put them back")
-    return lanes
-
-
-def _close_all(lanes: dict[str, _Lane]) -> None:
-    for lane in lanes.values():
-        lane.part.close()
+def _logged_begins(entries: Iterable[LogEntry]) -> dict[str, int | None]:
+    """Where the partitions were opened that the log says are new."""
+    found: dict[str, int | None] = {}
+    for entry in entries:
+        begun = [name for name, count in entry.pulls if count in (OPENED, JUMPED)]
+        opened = {name for name, count in entry.pulls if count == OPENED}
+        for name, begin in zip(begun, entry.begins, strict=False):
+            if name in opened:
+                found.setdefault(name, begin)
+    return found
 
 
 def _pulls_left(pulls: list[tuple[str, int]], done: list[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -11,7 +11,9 @@ import msgspec
 IDLE = 0
 DONE = -1
 OPENED = -2
-"""In the log, in place of a number of pulled records: the partition was judged idle, came to its end, or is new."""
+JUMPED = -3
+"""In the log, in place of a number of pulled records: the partition was judged idle, came to its end, is new, or goes
+on at a later place because what came next is gone."""
 
 
 class OrderLogError(RuntimeError):
@@ -21,7 +23,9 @@ class OrderLogError(RuntimeError):
 class LogEntry(msgspec.Struct, frozen=True, array_like=True):
     """How one batch was made: its number, the pulls before it, the items in it, the watermark, the end.
 
-    A pull is (partition, records), or what became of the partition: `OPENED`, `IDLE` or `DONE`.
+    A pull is (partition, records), or what became of the partition: `OPENED`, `JUMPED`, `IDLE` or `DONE`. Where
+    records have numbers of their own (Kafka's offsets), `begins` says where each partition that was opened or jumped
+    goes on, and `ends` where those that were pulled come to stand.
     """
 
     number: int
@@ -29,6 +33,8 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True):
     count: int
     watermark: int | None
     end: bool
+    begins: list[int | None] = []
+    ends: dict[str, int] = {}
 
 
 class OrderLog:

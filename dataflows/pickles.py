@@ -27,10 +27,11 @@ _CLOSED = ("river.datasets", "river.bandit.datasets", "river.stream", "features.
 """These download and open files."""
 
 _OPEN = ("dataflows.events", "dataflows.evaluate")
-"""Of our other modules nothing is kept; some of their classes write files and start processes."""
+"""Our own modules of which any class may be found. Of the others nothing is kept but what `_NAMES` lists: some of their
+classes write files and start processes."""
 
 _LIBRARIES = frozenset({"dataflows", "numpy", "scipy", *sys.stdlib_module_names})
-"""What of these is allowed is allowed by name."""
+"""A job that uses a class of these does not open its module: what of them is allowed is allowed by name."""
 
 _NAMES = frozenset(
     {
@@ -38,7 +39,7 @@ _NAMES = frozenset(
             "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range",
             "set", "slice", "str", "tuple", "NoneType", "NotImplementedType", "ellipsis",
         )),
-        ("dataflows.rows", "NO_LABEL"), ("dataflows.connectors.files", "Position"),
+        ("dataflows.rows", "NO_LABEL"), ("dataflows.connectors.files", "Position"), ("dataflows.pickles", "Gone"),
         ("_operator", "le"), ("_operator", "ge"),
         ("copyreg", "_reconstructor"), ("copyreg", "__newobj__"), ("copyreg", "__newobj_ex__"),
         ("array", "array"), ("array", "_array_reconstructor"), ("random", "Random"), ("functools", "partial"),
@@ -54,7 +55,7 @@ _NAMES = frozenset(
         ("scipy.stats._distn_infrastructure", "rv_continuous_frozen"),
         ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
         ("numpy", "ones"), ("numpy", "array"),
-        ("builtins", "iter"), ("copy", "deepcopy"), ("statistics", "NormalDist"),
+        ("builtins", "iter"), ("copy", "deepcopy"), ("statistics", "NormalDist"), ("msgspec._core", "UNSET"),
     }
 )  # fmt: skip
 
@@ -73,14 +74,33 @@ class ForeignClass(pickle.UnpicklingError):
     """A pickle names something that is not on the list."""
 
 
+class Gone:
+    """What is left of an object whose class the job does not have any more: it takes everything and says nothing."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._take()
+
+    def _take(self, *arguments: Any) -> None:
+        return
+
+    __setstate__ = __setitem__ = append = extend = add = update = _take  # as pickles and river's statistics are fed
+
+    def get(self) -> None:
+        """As river's statistics."""
+        return
+
+
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, allowed: frozenset[Name]) -> None:
+    def __init__(self, data: bytes, allowed: frozenset[Name], gone: frozenset[Name] = frozenset()) -> None:
         # fix_imports would turn names of Python 2 into ours behind our back.
         super().__init__(io.BytesIO(data), fix_imports=False)
         self._allowed = allowed
         self._beside = _beside(allowed)
+        self._gone = gone
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._gone:
+            return Gone
         if (module, name) == _GETATTR:
             return self._method
         if (module, name) in _NAMES or (module, name) in self._allowed:
@@ -123,8 +143,36 @@ def _beside(allowed: frozenset[Name]) -> frozenset[str]:
     return frozenset(module for module, _ in allowed if module.split(".")[0] not in _LIBRARIES)
 
 
-def safe_loads(data: bytes, allowed: frozenset[Name] = frozenset()) -> Any:
-    """Unpickle, with nothing found that is neither ours nor in `allowed`. Raises `ForeignClass`.
+class _Seeker(_Unpickler):
+    """Notes what cannot be found, and has `Gone` stand for it."""
+
+    def __init__(self, data: bytes, allowed: frozenset[Name]) -> None:
+        super().__init__(data, allowed)
+        self.lost: set[Name] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except (ForeignClass, ImportError, AttributeError):
+            self.lost.add((module, name))
+            return Gone
+
+
+def lost_names(data: bytes, allowed: frozenset[Name] = frozenset()) -> frozenset[Name]:
+    """What a pickle names that `safe_loads` would refuse or not find; nothing of it is run.
+
+    >>> lost_names(b"cos\\nsystem\\n(S'true'\\ntR.")
+    frozenset({('os', 'system')})
+    """
+    seeker = _Seeker(data, allowed)
+    seeker.load()
+    return frozenset(seeker.lost)
+
+
+def safe_loads(data: bytes, allowed: frozenset[Name] = frozenset(), gone: frozenset[Name] = frozenset()) -> Any:
+    """Unpickle, with nothing found that is neither ours nor in `allowed`; `Gone` stands for what is in `gone`.
+
+    Raises `ForeignClass`.
 
     >>> safe_loads(pickle.dumps({"a": (1, 2.5)}))
     {'a': (1, 2.5)}
@@ -132,7 +180,7 @@ def safe_loads(data: bytes, allowed: frozenset[Name] = frozenset()) -> Any:
     Traceback (most recent call last):
     dataflows.pickles.ForeignClass: it names os.system, which no state of ours holds
     """
-    return _Unpickler(data, allowed).load()
+    return _Unpickler(data, allowed, gone).load()
 
 
 class _Recorder(pickle.Unpickler):
@@ -157,7 +205,7 @@ def names_in(objects: Iterable[Any]) -> frozenset[Name]:
     found: set[Name] = set()
     for each in objects:
         _Recorder(pickle.dumps(each), found).load()
-    return frozenset(found - {_GETATTR})
+    return frozenset(found - {_GETATTR})  # the real one is never allowed
 
 
 def names_of(job: Job) -> frozenset[Name]:

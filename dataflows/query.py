@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from dataflows.admit import GLOBAL_GROUP, Admit
-from dataflows.changes import declared
-from dataflows.checkpoints import Checkpoints, Manifest
+from dataflows.changes import declared, gone_names
+from dataflows.checkpoints import Checkpoints, Manifest, missing_parts
 from dataflows.evaluate import Publisher
 from dataflows.events import to_datetime
 from dataflows.job import Job, JobError
@@ -22,7 +22,7 @@ from dataflows.pickles import names_of
 from dataflows.replay import entity_features
 from dataflows.rows import entity_step_names, key_getter, key_group
 from dataflows.settings import Layout, RunDirectory, read_branches
-from dataflows.state import READER, StateError, StateStore, StepRows, group_file
+from dataflows.state import HINT, READER, StateError, StateStore, StepRows, group_file
 from features.parts import FeatureParts
 from features.rows import key_of, key_text
 from features.spec import Derived, Entity
@@ -69,13 +69,25 @@ class PastState:
         branch = next((start for start in read_branches(run) if start.branch == manifest.branch), None)
         self.layout = Layout() if branch is None else branch.layout
         self._groups: int = manifest.job["groups"]
-        self._store = StateStore(run.groups, manifest.lineage, writable=False, allowed=names_of(job))
+        self._store = StateStore(
+            run.groups, manifest.lineage, writable=False, allowed=names_of(job), gone=gone_names(self.layout, job)
+        )
+        try:
+            self._begin_reading(run)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin_reading(self, run: RunDirectory) -> None:
+        version = self.manifest.version
         for path in sorted(run.groups.glob("*.sqlite3")):
             self._store.file(path.stem).begin_reading()
         # Pruning takes the manifest away first: one that is still there had all its rows when reading began.
-        if manifest.version not in {m.version for m in Checkpoints(run).all()}:
-            self.close()
-            raise StateError(f"checkpoint {manifest.version} was dropped just now. Hint: try again with a newer one")
+        if version not in {m.version for m in Checkpoints(run).all()}:
+            raise StateError(f"checkpoint {version} was dropped just now. Hint: try again with a newer one")
+        missing = missing_parts(self.manifest, self._store)
+        if missing:
+            raise StateError(f"checkpoint {version} cannot be opened: {missing[0]}. {HINT}")
 
     @classmethod
     def open(cls, job: Job, run: RunDirectory, at: str = "latest") -> PastState:
@@ -120,6 +132,7 @@ class PastState:
         if entity:
             numbers = set()
             keys = {d.key: key for d in self.job.entities if (key := self._key(d.key, entity)) is not None}
+            # An open question has the keys of all declarations: one that is asked about is enough.
             for number, (names, *values) in self.admit().open_questions():
                 if any(keys.get(n) == value for n, value in zip(names, values, strict=True) if n in keys):
                     numbers.add(number)
@@ -174,7 +187,7 @@ class PastState:
         return dict(self._rows(READER, "read").scan(""))
 
     def counts(self) -> dict[str, int]:
-        """How many entities each feature step keeps."""
+        """How many entities each feature step keeps, by the name of its rows: of each part, where it has several."""
         counts: dict[str, int] = {}
         for parts in self.layout.features.values():
             for part in parts:
@@ -215,10 +228,9 @@ class PastState:
         return FeatureParts(declaration, parts)
 
     def _questions(self) -> Iterator[Question]:
-        groups = range(self._groups) if self.job.per is not None else (GLOBAL_GROUP % self._groups,)
-        for group in groups:
+        for group in range(self._groups):  # with one model too: `per` may have changed since some were asked
             learner = Learner(self.job, self._rows(group_file(group), "learner"), self.layout.models)
-            for number, (id, at, kept, output, _, version) in learner.open_questions():
+            for number, (id, at, kept, output, _, version, _) in learner.open_questions():
                 names = self.job.feature_names
                 features = dict(zip(names, kept, strict=True)) if type(kept) is tuple else kept or {}
                 yield Question(number, id, at, features, output, version)

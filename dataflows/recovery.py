@@ -22,6 +22,7 @@ from dataflows.settings import Layout
 from dataflows.state import READER, StateError, group_file
 
 _STEPS_OF_READER = ("read", "admit")
+"""The steps whose rows are in the reader's file; to the engine they are one."""
 
 _HINT = "Hint: `millrace run JOB --from CHECKPOINT` goes on from a checkpoint of `millrace checkpoints JOB`"
 
@@ -30,13 +31,14 @@ class Committed(NamedTuple):
     """What the engine would resume from.
 
     `reader` is what the reader said of itself (`dataflows.flow.ReadPartition.snapshot`), None before the first
-    checkpoint; `parts` the last batch by state file and step; `sinks` positions by kind of record.
+    checkpoint; `parts` by state file and name of rows the last batch that was worked on, of the steps that were touched
+    on this branch; `sinks` positions by kind of record.
     """
 
     epoch: int
     reader: dict[str, Any] | None
     parts: dict[str, dict[str, int]]
-    sinks: dict[str, int]
+    sinks: dict[str, Any]
 
 
 def create_recovery(recovery: Path) -> None:
@@ -68,7 +70,7 @@ def committed(recovery: Path, flow: str, layout: Layout) -> Committed:
     newest = {(step, key): change for step, key, change in rows}
     reader: dict[str, Any] | None = None
     parts: dict[str, dict[str, int]] = {}
-    sinks: dict[str, int] = {}
+    sinks: dict[str, Any] = {}
     for (step_id, key), change in newest.items():
         if change is None:
             continue
@@ -82,7 +84,7 @@ def committed(recovery: Path, flow: str, layout: Layout) -> Committed:
             elif step == "write":
                 if key in KINDS:
                     sinks[key] = state
-            else:
+            else:  # a step of a key group, which the engine's key begins with
                 names = [part.rows for part in layout.features.get(step, ())] or [step]
                 parts.setdefault(group_file(int(key.split(".")[0])), {}).update(dict.fromkeys(names, state))
         except Exception as error:  # noqa: BLE001 - whatever a damaged pickle raises

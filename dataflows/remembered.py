@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from dataflows.chunks import Chunks
-from dataflows.order import Raw
+from dataflows.events import Raw
 from features.rows import Change, Rows
 
 
@@ -40,9 +40,9 @@ class Remembered:
         self.limit = limit
         self._values: dict[int, Any] = {}
         self._order: deque[Hashable] = deque()
-        self._newest = self._kept = 0
+        self._newest = self._kept = 0  # numbers: the last one given, the last one that `changes` has given
         self._chunks = Chunks(name)
-        self._tracks = rows is not None
+        self._tracks = rows is not None  # else nobody asks for `changes`
         self._forgotten: list[int] = []
         self._revised: set[Hashable] = set()
         if rows is not None:
@@ -60,12 +60,16 @@ class Remembered:
             self._values[number] = value
         else:
             self._values.pop(number, None)
-        return self._forget() if len(self._order) > self.limit else 0
+        return self._forget(self.limit) if len(self._order) > self.limit else 0
 
     def get(self, key: Hashable, default: Any) -> Any:
         """The value of a key, which may be None; the default for a key that is not remembered."""
         number = self.numbers.get(key)
         return default if number is None else self._values.get(number)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._forget(0)
 
     def changes(self) -> Iterator[Change]:
         """What the rows need to follow since the last call."""
@@ -74,14 +78,15 @@ class Remembered:
         revised, self._revised = self._revised, set()
         values, order = self._values, self._order
         new = [order[i] for i in range(-min(self._newest - kept, len(order)), 0)]
+        # Numbers begin at 1: the condition only names the number.
         added = ((number, (key, values.get(number))) for key in new if (number := self.numbers[key]))
         there = ((self.numbers[key], key) for key in revised if key in self.numbers)
         amended = ((number, (key, values.get(number))) for number, key in there if number <= kept)
         yield from self._chunks.changes(added, forgotten, amended)
 
-    def _forget(self) -> int:
+    def _forget(self, limit: int) -> int:
         forgotten = 0
-        while len(self._order) > self.limit:
+        while len(self._order) > limit:
             number = self.numbers.pop(self._order.popleft())
             self._values.pop(number, None)
             if self._tracks:
@@ -95,12 +100,12 @@ class Remembered:
             self._order.append(key)
             if value is not None:
                 self._values[number] = value
-        self._forget()  # the bound may be lower now
+        self._forget(self.limit)  # the bound may be lower now
 
 
 Early = tuple[Any, int, str, Raw, int, int]
-"""A label that waits for its question: label, its time, its place in the input, as read, when the first for this
-question came (event time), number."""
+"""A label that waits for its question: label, its time, its place in the input, the record as read, the time of the
+first label for this question, and the number that this one got."""
 
 
 class EarlyLabels:
@@ -156,7 +161,7 @@ class EarlyLabels:
         return match, self.pop(match)
 
     def first_came(self) -> float:
-        """When the label came that has waited longest; inf when none waits."""
+        """When (event time) the label came that has waited longest; inf when none waits."""
         return self.entries[self._order[0][1]][4] if self._order else inf
 
     def changes(self) -> Iterator[Change]:
@@ -168,19 +173,20 @@ class EarlyLabels:
         for number, match in reversed(self._order):
             if number <= kept:
                 break
-            entry = self.entries.get(match)
-            if entry is not None and entry[5] == number:
-                added.append((number, (match, entry)))
+            if self._waits(number, match):
+                added.append((number, (match, self.entries[match])))
         there = ((match, self.entries[match]) for match in revised if match in self.entries)
         amended = ((entry[5], (match, entry)) for match, entry in there if entry[5] <= kept)
         yield from self._chunks.changes(reversed(added), gone, amended)
 
     def _skip_taken(self) -> None:
-        """The first in the order is always one that still waits."""
-        order, entries = self._order, self.entries
-        while order:
-            number, match = order[0]
-            entry = entries.get(match)
-            if entry is not None and entry[5] == number:
-                return
+        """The first in the order is always one that still waits, and not many behind it were taken."""
+        order = self._order
+        while order and not self._waits(*order[0]):
             order.popleft()
+        if len(order) > 2 * len(self.entries) + 16:
+            self._order = deque(each for each in order if self._waits(*each))
+
+    def _waits(self, number: int, match: Hashable) -> bool:
+        entry = self.entries.get(match)
+        return entry is not None and entry[5] == number

@@ -13,10 +13,10 @@ from typing import Any
 from dataflows.admit import Admit, Row, Work
 from dataflows.connectors.memory import Memory
 from dataflows.evaluate import Publisher
-from dataflows.events import Record
+from dataflows.events import Raw, Record
 from dataflows.job import Job
 from dataflows.learner import Columns, Learner
-from dataflows.order import EVENT, LABEL, Raw, Reader, Source
+from dataflows.order import EVENT, LABEL, Reader, Source
 from features.parts import FeatureParts
 from features.rows import Rows
 from features.spec import Entity

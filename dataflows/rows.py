@@ -1,6 +1,7 @@
 """What is taken from an event: the keys and values of its entities, its static features, what labels find it by.
 
-Everything a declaration decides is compiled once here, into functions of the event's fields.
+Everything a declaration decides is compiled once here, into functions of the event's fields. A row is here what goes
+from an event to the features; state as rows is `features.rows`.
 """
 
 from __future__ import annotations

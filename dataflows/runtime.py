@@ -30,11 +30,11 @@ from zlib import crc32
 
 from dataflows.changes import describe, expiry
 from dataflows.checkpoints import Agent
-from dataflows.connectors import Stdin
+from dataflows.connectors import Kafka, Stdin
 from dataflows.connectors.files import LineFile
 from dataflows.control import Control, Phase
-from dataflows.job import Job, JobError
-from dataflows.recovery import CommitWatch
+from dataflows.job import Job, JobError, Output
+from dataflows.recovery import CommitWatch, committed
 from dataflows.settings import RunDirectory, Settings, Start, output_sinks
 from dataflows.startup import Request, RunError, Startup
 
@@ -154,11 +154,11 @@ def with_inputs(job: Job, data: str | None, labels: str | None) -> Job:
     if data == "-":
         job = job.changed(events=Stdin(job.events.event))
     elif data is not None:
-        if not isinstance(job.events, LineFile):
+        if not isinstance(job.events, LineFile | Kafka):
             raise JobError(f"--data: the events of {job.name} come from {type(job.events).__name__}, not from a file")
         job = job.changed(events=job.events.at(data))
     if labels is not None:
-        if not isinstance(job.label.source, LineFile):
+        if not isinstance(job.label.source, LineFile | Kafka):
             raise JobError(f"--labels: the labels of {job.name} do not come from a file")
         label = job.label.model_copy(update={"source": job.label.source.at(labels)})
         job = job.changed(label=label)
@@ -281,9 +281,18 @@ class Launcher:
             Control(self._run.control).launcher = Phase.WATCHING
             self._watch(show)
             self._agent.look()
+            self._settle(start)
         finally:
             self._kill()
             self._agent.close()
+
+    def _settle(self, start: Start) -> None:
+        """Have outputs that publish by the checkpoint publish what the last one holds: no other comes after it."""
+        positions = committed(self._run.recovery(start.branch), self._job.name, start.layout).sinks
+        for kind, sink in output_sinks(self._job, self.directory).items():
+            if sink.by_checkpoint:
+                output = Output(self._job.name, kind, start.branch, self._run.state)
+                sink.writer(output, positions.get(kind, start.sinks.get(kind))).close()
 
     @property
     def stopped(self) -> bool:
@@ -302,14 +311,18 @@ class Launcher:
         self._processes = []
         addresses = [f"127.0.0.1:{port}" for port in free_ports(self._workers)]
         settings = self._settings.model_copy(
-            update={"start": start.model_copy(update={"job": {}}), "directory": self.directory}
+            update={
+                "start": start.model_copy(update={"job": {}}),
+                "directory": self.directory,
+                "workers": self._workers,
+            }
         )
         for index in range(self._workers):
             place = {"index": index, "addresses": addresses, "launcher": os.getpid(), "interval": self._interval}
             environment = os.environ | {
                 "PYTHONHASHSEED": HASH_SEED,
                 "MILLRACE_WORKER": json.dumps(place),
-                "MILLRACE_SETTINGS": settings.model_dump_json(),
+                "MILLRACE_SETTINGS": settings.model_copy(update={"worker": index}).model_dump_json(),
             }
             environment.pop("BYTEWAX_DATAFLOW_API_ENABLED", None)  # any value would open a port to the world
             command = [sys.executable, "-m", "dataflows.worker", self._reference, json.dumps(self._inputs)]

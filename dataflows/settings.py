@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from dataflows.connectors.files import Jsonl
 from dataflows.job import KINDS, Job, JobError, Sink
+from dataflows.order import TO_THE_END, ReadMode
 from dataflows.state import HINT, Lineage, StateError, Version
 
 
@@ -56,7 +57,7 @@ class Start(BaseModel):
     branch: int = 1
     batch: int = 0
     forks: tuple[tuple[int, int], ...] = ()
-    sinks: dict[str, int] = Field(default_factory=dict)
+    sinks: dict[str, Any] = Field(default_factory=dict)
     layout: Layout = Field(default_factory=Layout)
     outputs_of: int | None = None
     job: dict[str, Any] = Field(default_factory=dict)
@@ -87,8 +88,8 @@ class Settings(BaseModel):
         Key groups; fixed when the job's state is created.
     in_flight
         Batches under way at once.
-    follow
-        Wait for more at the end of files instead of ending.
+    read
+        How the inputs are read.
     cache
         Entities of each Entity declaration that all workers together keep in memory; others are fetched from the state
         store when they are touched. 100,000 entities with 20 events of one column each take about 150 MB.
@@ -97,8 +98,10 @@ class Settings(BaseModel):
         process, but after a power loss the newest checkpoints may be gone, and older ones must be opened. The price of
         `power` is one fsync for each state file and output at each checkpoint: measured on a virtual disk, 17 files
         take 2 to 10 ms.
-    start
-        For workers only: where the launcher has them go on.
+    measures
+        Measure how long predictions take; costs some tenths of a microsecond each.
+    start, worker, workers
+        For workers only: where the launcher has them go on, which of them this is, and how many there are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,10 +111,13 @@ class Settings(BaseModel):
     linger: float = Field(default=0.05, ge=0)
     groups: int = Field(default=16, gt=0, le=1024)
     in_flight: int = Field(default=8, gt=0)
-    follow: bool = False
+    read: ReadMode = TO_THE_END
     cache: int = Field(default=500_000, gt=0)
     durability: Literal["power", "process"] = "power"
+    measures: bool = False
     start: Start | None = None
+    worker: int = 0
+    workers: int = 1
 
     @classmethod
     def from_environment(cls) -> Settings:

@@ -18,12 +18,14 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
-from dataflows.changes import Change, Description, compare, describe, first_layout, next_layout
+from dataflows.changes import Change, Description, compare, describe, first_layout, next_layout, unchanged
 from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, openable
 from dataflows.connectors import Stdin
 from dataflows.control import write_whole
 from dataflows.job import Job, JobError
+from dataflows.order import gap_text
 from dataflows.recovery import Committed, committed, create_recovery, remove_stale_snapshots, step_ids
+from dataflows.replay import inputs_of
 from dataflows.rows import entity_step_names
 from dataflows.settings import Layout, RunDirectory, Settings, Start, dump_branches, output_sinks, read_branches
 from dataflows.state import StateError, StateFile, StateStore, Version, file_names
@@ -76,11 +78,15 @@ class Startup:
         if refused:
             raise RunError(_refusal(self._run, refused))
         self._check_inputs()
+        for step in unchanged(before, self._now, self._request.reset):
+            self._say(f"--reset {step}: nothing of it changed, so it goes on with the state it has")
         self._run.status.unlink(missing_ok=True)  # of the run before
         if origin is not None:
+            self._check_gaps(origin.offsets)
             return self._branch_from(origin, before, changes)
-        start, new = self._resume()
-        return self._branch_changed(start, before, changes, new) if changes else start
+        start, new, offsets = self._resume()
+        gaps = self._check_gaps(offsets)
+        return self._branch_changed(start, before, changes, new) if changes or gaps else start
 
     def _before(self, origin: Manifest | None) -> Description:
         """What the job declared when the state was made that the run goes on from."""
@@ -142,8 +148,8 @@ class Startup:
                 f"standard input cannot be read again, so the run in {self._run.path} cannot go on. Hint: --fresh"
             )
 
-    def _resume(self) -> tuple[Start, bool]:
-        """Go on with the newest branch where the engine has got to; whether it has not got anywhere."""
+    def _resume(self) -> tuple[Start, bool, dict[str, Any]]:
+        """Go on with the newest branch where the engine has got to; whether it got nowhere; where the inputs are."""
         branch = read_branches(self._run)[-1]
         recovery = self._run.recovery(branch.branch)
         self._check_step_ids(recovery)
@@ -162,7 +168,7 @@ class Startup:
         agent = Agent(self._run, start, read_job(self._run), self._request.retention, lambda: found)
         agent.look()
         agent.close()
-        return start, found.reader is None
+        return start, found.reader is None, {} if found.reader is None else found.reader["offsets"]
 
     def _check_step_ids(self, recovery: Path) -> None:
         known = {"read", "learner", "publish", "write"} | {f"features_{n}" for n in entity_step_names(self._job)}
@@ -184,12 +190,22 @@ class Startup:
             with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
                 names = file_names(self._settings.groups)
                 files.extend(pool.map(lambda name: self._checked(name, start, found.parts.get(name, {})), names))
+                self._drop_newer(start.version)
                 list(pool.map(lambda file: file.roll_back(start.version), files))
                 list(pool.map(StateFile.close, files))
         except StateError as error:
             for file in files:
                 file.close()
             raise StateError(f"{error}. {self._way_out()}") from None
+
+    def _drop_newer(self, version: Version) -> None:
+        """A manifest is there only with its rows: so the manifests go first."""
+        dropped = Checkpoints(self._run).drop_newer(version)
+        if dropped:
+            self._say(
+                f"the engine has got no further than checkpoint {version}: what came later is made again, and its "
+                f"checkpoints are gone: {', '.join(dropped)}"
+            )
 
     def _checked(self, name: str, start: Start, steps: dict[str, int]) -> StateFile:
         file = StateFile(self._run.groups / f"{name}.sqlite3", name)
@@ -208,6 +224,22 @@ class Startup:
             if openable(manifest, self._run) is None:
                 return f"Checkpoint {manifest.version} can still be opened: --from {manifest.version}"
         return "None of the retained checkpoints can be opened"
+
+    def _check_gaps(self, offsets: dict[str, Any]) -> bool:
+        """Whether records are gone that the job would go on with; refused where the user did not allow for it.
+
+        Batches that the order log has after the checkpoint cannot be formed again then: so it is a new branch.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        for _, source in inputs_of(self._job):
+            found |= source.gaps(offsets)
+        if found and self._settings.read.on_gap == "stop":
+            raise RunError("; ".join(gap_text(name, *gap) for name, gap in found.items()))
+        for name, (wanted, first) in found.items():
+            self._say(
+                f"{name}: {first - wanted} records were removed before they were read; going on at offset {first}"
+            )
+        return bool(found)
 
     # -- new branches
 

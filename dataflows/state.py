@@ -27,7 +27,7 @@ from zlib import crc32
 from dataflows.pickles import ForeignClass, Name, safe_loads
 from features.rows import APPEND, GONE, PUT, Change
 
-FORMAT = 1
+FORMAT = 2
 """The layout of the files; another one is refused."""
 
 READER = "reader"
@@ -80,6 +80,7 @@ CREATE TABLE commits (        -- which versions a step has written, up to which 
 
 _INSERT = "INSERT OR REPLACE INTO rows (step, key, version, kind, crc, value) VALUES (?, ?, ?, ?, ?, ?)"
 
+# The last row is that of the whole file by then; the bytes are the step's, since what it completed last.
 _COMMIT = """INSERT INTO commits SELECT ?, ?, coalesce(max(id), 0), ? FROM rows WHERE true
     ON CONFLICT DO UPDATE SET last_row = excluded.last_row, bytes = bytes + excluded.bytes"""
 
@@ -96,13 +97,16 @@ _SUPERSEDED = f"""DELETE FROM rows WHERE id IN (
       AND new.version <= :until
       AND old.step = new.step AND old.key = new.key AND old.version > :after AND old.version < new.version)"""
 
+# An end with nothing before it to end, on any branch.
 _NOTHING_LEFT = f"""DELETE FROM rows WHERE id > :first AND id <= :last AND kind = {GONE} AND NOT EXISTS (
     SELECT 1 FROM rows AS old WHERE old.step = rows.step AND old.key = rows.key AND old.version < rows.version)"""
 
+# All rows of the keys that have no row outside of the two versions: none is left without its beginning.
 _UNTOUCHED = """DELETE FROM rows WHERE step = :step AND version > :after AND version <= :until AND NOT EXISTS (
     SELECT 1 FROM rows AS other WHERE other.step = rows.step AND other.key = rows.key
       AND (other.version > :until OR other.version <= :after))"""
 
+# A step's last completion stays, however old: a manifest names it as long as the step is not touched again.
 _COMMITS_BETWEEN = """DELETE FROM commits WHERE version > :after AND version < :until AND EXISTS (
     SELECT 1 FROM commits AS new
     WHERE new.step = commits.step AND new.version > commits.version AND new.version <= :until)"""
@@ -180,8 +184,8 @@ class StateFile:
         Make the file; else a missing file is an error.
     writable
         Whether to write; who only reads sees what was written last and holds nobody up.
-    allowed
-        What pickles may name beside our own classes (`dataflows.pickles`).
+    allowed, gone
+        What pickles may name beside our own classes, and what is not there any more (`dataflows.pickles`).
 
     What is written survives the death of any process once `write` returns, and a power loss once `sync` returns.
     Raises `StateError` for a file that is missing, damaged or of another kind.
@@ -194,18 +198,26 @@ class StateFile:
         create: bool = False,
         writable: bool = True,
         allowed: frozenset[Name] = frozenset(),
+        gone: frozenset[Name] = frozenset(),
     ) -> None:
         self.path = path
         self.allowed = allowed
+        self.gone = gone
         self._bytes: dict[int, int] = {}
         if not create and not path.exists():
             raise StateError(f"the state file {path} is missing. {HINT}")
         try:
             self._database = _connect(path, writable)
-            if create:
-                self._create(group)
-            self._check_format(group)
-            self._steps: dict[str, int] = dict(self._database.execute("SELECT name, id FROM steps").fetchall())
+            try:
+                if writable:
+                    _set_up(self._database)
+                if create:
+                    self._create(group)
+                self._check_format(group)
+                self._steps: dict[str, int] = dict(self._database.execute("SELECT name, id FROM steps").fetchall())
+            except BaseException:
+                self.close()
+                raise
         except _COMPLAINTS as error:
             raise self._unreadable(error) from None
 
@@ -234,7 +246,10 @@ class StateFile:
         self._bytes[place] = 0 if complete else written
 
     def roll_back(self, to: Version) -> int:
-        """Delete what was written after a version; how many rows. Newer ones stand at the end of the file."""
+        """Delete what was written after a version; how many rows.
+
+        Newer rows stand at the end of the file. What earlier branches left there has lower versions, and stays.
+        """
         with self._writing() as database:
             older = database.execute(
                 "SELECT id FROM rows WHERE version <= ? ORDER BY id DESC LIMIT 1", (to.number,)
@@ -248,8 +263,9 @@ class StateFile:
     def merge(self, after: int, dropped: int, until: int) -> int:
         """Delete what only a dropped version needed; how many rows.
 
-        Versions as numbers: `after` and `until` are the retained ones around `dropped`, of its branch. Between the two
-        a key keeps its newest row, with what was added to it.
+        Versions as numbers: `after` and `until` are the retained ones around `dropped`, of its branch; `after` is the
+        beginning of the branch where none is retained before. Between the two a key keeps its newest row, with what was
+        added to it.
         """
         with self._writing() as database:
             first = self._last_row(dropped)
@@ -272,8 +288,10 @@ class StateFile:
 
     def forget(self, step: str, after: int, until: int) -> int:
         """Delete the rows of a step whose keys were touched only between two versions (as numbers); how many rows."""
-        values = {"step": self._steps.get(step, -1), "after": after, "until": until}
         with self._writing() as database:
+            # Looked up each time: a step may first write, through another connection, long after this was opened.
+            found = database.execute("SELECT id FROM steps WHERE name = ?", (step,)).fetchone()
+            values = {"step": found[0] if found else -1, "after": after, "until": until}
             return database.execute(_UNTOUCHED, values).rowcount
 
     def move_log(self) -> None:
@@ -290,7 +308,7 @@ class StateFile:
         return StepRows(self, step, lineage)
 
     def place(self, step: str) -> int:
-        """The number of a step in this file; -1 while it has written nothing."""
+        """The number of a step in this file; -1 if it had written nothing when this was opened, nor through this."""
         return self._steps.get(step, -1)
 
     @property
@@ -360,6 +378,7 @@ class StateFile:
             raise self.damaged(f"it is that of key group {about.get('group')}, not {group}: files were mixed up")
 
     def _place(self, step: str) -> int:
+        """The number of a step, which gets one here if it has none."""
         self._database.execute("INSERT OR IGNORE INTO steps (name) VALUES (?)", (step,))
         place: int = self._database.execute("SELECT id FROM steps WHERE name = ?", (step,)).fetchone()[0]
         return place
@@ -408,7 +427,7 @@ class StepRows:
 
     @property
     def place(self) -> int:
-        """The number of the step. Asked each time: its first rows may be written long after this was made."""
+        """The number of the step. Asked each time: the step may first write, through the same file, long after."""
         return self._file.place(self._step)
 
     def get(self, key: str) -> list[Any]:
@@ -436,6 +455,7 @@ class StepRows:
 
     def parts(self, prefix: str) -> Iterator[tuple[str, list[bytes]]]:
         """As `scan`, not unpickled."""
+        # Up to the prefix with the last character there is: the same as "begins with", and an index can do it.
         found = self._file.query(_OF_PREFIX, (self.place, prefix, prefix + chr(0x10FFFF)))
         for key, rows in groupby(found, key=itemgetter(0)):
             parts = self._visible(key, [row[1:] for row in rows])
@@ -455,14 +475,14 @@ class StepRows:
             parts.append(value)
             if kind == PUT:
                 break
-        else:
+        else:  # neither replaced nor ended on the way here
             if parts:
                 raise self._file.damaged(f"the beginning of row {key!r} is missing", self._step)
         return parts[::-1]
 
     def _loaded(self, key: str, part: bytes) -> Any:
         try:
-            return safe_loads(part, self._file.allowed)
+            return safe_loads(part, self._file.allowed, self._file.gone)
         except ForeignClass as error:
             raise StateError(
                 f"the state file {self._file.path} (step {self._step}) holds in row {key!r} what is not ours: {error}. "
@@ -486,17 +506,23 @@ class StateStore:
         Where the files are: `state/groups` of a run.
     lineage
         The version that is read.
-    writable, allowed
+    writable, allowed, gone
         As for `StateFile`.
     """
 
     def __init__(
-        self, directory: Path, lineage: Lineage, writable: bool = True, allowed: frozenset[Name] = frozenset()
+        self,
+        directory: Path,
+        lineage: Lineage,
+        writable: bool = True,
+        allowed: frozenset[Name] = frozenset(),
+        gone: frozenset[Name] = frozenset(),
     ) -> None:
         self.directory = directory
         self.lineage = lineage
         self._writable = writable
         self._allowed = allowed
+        self._gone = gone
         self._files: dict[str, StateFile] = {}
 
     @staticmethod
@@ -511,7 +537,7 @@ class StateStore:
         """The file of a key group (its number with three digits) or of the reader."""
         if name not in self._files:
             path = self.directory / f"{name}.sqlite3"
-            self._files[name] = StateFile(path, name, writable=self._writable, allowed=self._allowed)
+            self._files[name] = StateFile(path, name, writable=self._writable, allowed=self._allowed, gone=self._gone)
         return self._files[name]
 
     def step(self, name: str, step: str) -> StepState:
@@ -526,7 +552,7 @@ class StateStore:
 
 
 class StepState:
-    """Where one step of a key group keeps its rows."""
+    """Where one step of a key group keeps its rows: reads along a lineage, writes on its last branch."""
 
     def __init__(self, file: StateFile, step: str, lineage: Lineage) -> None:
         self._file = file
@@ -577,12 +603,15 @@ def _connect(path: Path, writable: bool) -> sqlite3.Connection:
         logged = path.with_name(path.name + "-wal").exists()
         way = "mode=ro" if logged or os.access(path.parent, os.W_OK) else "immutable=1"
         return sqlite3.connect(f"{path.resolve().as_uri()}?{way}", uri=True, isolation_level=None, timeout=_BUSY)
-    database = sqlite3.connect(path, isolation_level=None, timeout=_BUSY, check_same_thread=False)
+    return sqlite3.connect(path, isolation_level=None, timeout=_BUSY, check_same_thread=False)
+
+
+def _set_up(database: sqlite3.Connection) -> None:
+    """For a file that is written."""
     database.execute("PRAGMA journal_mode = WAL").fetchall()
     database.execute("PRAGMA synchronous = NORMAL")  # never damaged by power loss; `sync` makes it lose nothing
     database.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
     database.execute("PRAGMA cache_size = -8000")
-    return database
 
 
 def _checksum(step: int, key: str, version: int, kind: int, value: bytes) -> int:

@@ -35,10 +35,11 @@ class FeatureParts:
     def __init__(self, declaration: Entity, parts: Sequence[tuple[EntityFeatures, Sequence[str]]]) -> None:
         self.names = declaration.feature_names
         self.parts = [features for features, _ in parts]
+        # By part: where its columns are among the values that come; -1 where they do not come any more.
         columns = declaration.columns
         self._columns = [[columns.index(c) if c in columns else -1 for c in part.columns] for part in self.parts]
-        came = [(name, i, part.names.index(name)) for i, (part, names) in enumerate(parts) for name in names]
-        where = {name: (i, place) for name, i, place in came}
+        # By feature that is declared: in which part's answer it is, and at which place.
+        where = {name: (i, part.names.index(name)) for i, (part, names) in enumerate(parts) for name in names}
         self._places = [where[name] for name in self.names]
 
     def ask(self, key: Key, t: int, values: tuple[Any, ...]) -> tuple[object, ...]:

@@ -86,7 +86,7 @@ def key_text(key: Any) -> str:
     ('"c-1', '7', '"7', '["a", 1]', 'null')
     """
     kind = type(key)
-    if kind is str:
+    if kind is str:  # one quote before it tells it from the others, which are JSON
         try:
             key.encode()
         except UnicodeEncodeError:  # a lone surrogate, which no database takes as text

@@ -52,7 +52,7 @@ class EntityState:
         self.last_seen: int | None = None
         self.history = None if plan.history is None else History(plan.history)
         self.folds = Folds(plan.folds, lateness_us) if plan.folds else None
-        # How its row is made up by now, and the newest event time in it.
+        # Its row by now: how many parts, how many events in them beside the state, and the newest event time.
         self.kept_parts = self.kept_events = 0
         self.kept_last: int | None = None
         self.kept_whole = 0  # bytes, when it was last written whole
@@ -124,13 +124,14 @@ class EntityFeatures:
         self._rows = rows
         self._bound = cache
         self._complete = rows is None or rows.empty()  # no entity is anywhere else than here
+        # The events of each entity that its row lacks.
         self._unsaved: dict[Key, list[tuple[int, tuple[Any, ...]]]] | None = None if rows is None else {}
-        self._nothing = self._row(EntityState(self._plan, lateness), 0, 0, False)
+        self._nothing = self._answer(EntityState(self._plan, lateness), 0, 0, False)
 
     def ask(self, key: Key, t: int, values: tuple[Any, ...]) -> tuple[object, ...]:
         """Observe the event at `t`, then read as of `t`."""
         state, hi = self._observe(key, t, values)
-        return self._row(state, t, hi, True)
+        return self._answer(state, t, hi, True)
 
     def observe(self, key: Key, t: int, values: tuple[Any, ...]) -> None:
         """Observe an event at `t`."""
@@ -147,7 +148,7 @@ class EntityFeatures:
         if state.history is not None:
             times = state.history.times
             hi = bisect_right(times, t) if times and t < times[-1] else len(times)
-        return self._row(state, t, hi, False)
+        return self._answer(state, t, hi, False)
 
     def sweep(self, clock: int) -> int:
         """Forget the entities that equal one never seen, for all times from `clock` - lateness on; returns how many.
@@ -197,7 +198,7 @@ class EntityFeatures:
             before, state.kept_last = state.kept_last, state.last_seen
             # After so long a pause whoever keeps the rows may have let them go: what is added to must be whole.
             paused = forget is not None and before is not None and events[0][0] - before > forget
-            if state.kept_parts == 1:
+            if state.kept_parts == 1:  # it had no row: its events are all there is of it
                 yield key_text(key), PUT, dumps((None, events), 5)
             elif paused or state.kept_parts > 8 + held // 8 or state.kept_events > 32 + held:
                 state.kept_parts, state.kept_events = 1, 0
@@ -217,7 +218,7 @@ class EntityFeatures:
             self._old, self._young = self._young, {}
 
     def rebuilt(self, parts: list[Any]) -> EntityState:
-        """An entity from the parts of its row."""
+        """An entity from the parts of its row: (state or None, events), then more events."""
         (state, events), *later = parts
         if state is None:
             state = EntityState(self._plan, self._lateness_us)
@@ -264,7 +265,8 @@ class EntityFeatures:
                 unsaved[key] = [(t, values)]
         return state, state.observe(plan, self._lateness_us, t, values)
 
-    def _row(self, state: EntityState, t: int, hi: int, asking: bool) -> tuple[object, ...]:
+    def _answer(self, state: EntityState, t: int, hi: int, asking: bool) -> tuple[object, ...]:
+        """The features as of `t`, from the first `hi` events of the history; `asking`: the last of them asks."""
         plan = self._plan
         out: list[object] = []
         history = state.history

@@ -12,15 +12,17 @@ import select
 import shutil
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
+import msgspec
 from pydantic import BaseModel
 
-from dataflows.events import Event, Undecodable, csv_fields, csv_row
-from dataflows.job import Sink, SinkWriter
-from dataflows.order import InputError, Partition, Raw, Source
+from dataflows.events import Event, Raw, Reject, Undecodable, csv_fields, csv_row
+from dataflows.job import JobError, Output, Sink, SinkWriter
+from dataflows.order import InputError, Partition, Source
 from dataflows.orderlog import OrderLogError
 
 MAX_RECORD_BYTES = 1 << 20
@@ -29,6 +31,7 @@ MAX_RECORD_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 12
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_REJECTS: msgspec.json.Decoder[Reject] = msgspec.json.Decoder(Reject)
 
 
 class Position(NamedTuple):
@@ -66,6 +69,10 @@ class LineFile(Source):
     def _find(self, name: str) -> Path:
         return next(file for file in self._files() if file.name == name)
 
+    def header(self, name: str) -> bytes:
+        """The line that one of its files needs before all others."""
+        return b""
+
     def at(self, path: str | Path) -> Any:
         """The same declaration for another path."""
         return self.model_copy(update={"path": Path(path)})
@@ -84,8 +91,26 @@ class Jsonl(LineFile, Sink):
     def open(self, name: str, position: Any | None, follow: bool) -> Partition:
         return _JsonPartition(name, self.event, _open(self._find(name)), position or Position(), follow)
 
-    def writer(self, position: int | None) -> SinkWriter:
+    def writer(self, output: Output, position: Any | None) -> SinkWriter:
         return FileWriter(self.path, position)
+
+    def where(self) -> str:
+        return str(self.path)
+
+    def rejects(self, job: str) -> Iterator[tuple[int, Reject]]:
+        if not self.path.exists():
+            raise JobError(f"{self.path} is not there: the job has not run yet. Hint: --directory says where runs lie")
+        # As of now: what is sent again may be rejected again, and would be read here for ever.
+        left = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                left -= len(line)
+                if left < 0 or not line.endswith(b"\n"):
+                    return  # a run is writing it
+                try:
+                    yield number, _REJECTS.decode(line)
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    raise JobError(f"{self.path}:{number} is no reject. Hint: the file was changed by hand?") from None
 
     def keep_aside(self, target: Path) -> None:
         if self.path.exists():
@@ -109,6 +134,10 @@ class Csv(LineFile):
     def __init__(self, path: str | Path, event: type[Event] = Event) -> None:
         BaseModel.__init__(self, path=Path(path), event=event)
 
+    def header(self, name: str) -> bytes:
+        with _open(self._find(name)) as file:
+            return file.readline(MAX_RECORD_BYTES).rstrip(b"\r\n").removeprefix(_BYTE_ORDER_MARK)
+
     def open(self, name: str, position: Any | None, follow: bool) -> Partition:
         return _CsvPartition(name, self.event, self._find(name), position or Position(), follow)
 
@@ -129,7 +158,7 @@ class Stdin(Source):
 class Stdout(Sink):
     """Records as JSON lines to standard output."""
 
-    def writer(self, position: int | None) -> SinkWriter:
+    def writer(self, output: Output, position: Any | None) -> SinkWriter:
         return _StdoutWriter()
 
 
@@ -265,7 +294,7 @@ class _JsonPartition(_LinePartition):
             if isinstance(raw, _Broken):
                 raise Undecodable("broken_file", raw.decode()) from None
             if raw[:3] == _BYTE_ORDER_MARK:  # type: ignore[index]
-                return self._event.decode(raw[3:])  # type: ignore[index]
+                return self._event.decode(raw[3:])  # type: ignore[index, arg-type]
             raise
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from dataflows.events import Event, Undecodable
-from dataflows.order import Partition, Raw, Source
+from dataflows.events import Event, Raw, Undecodable
+from dataflows.order import Partition, Source
 
 
 class Memory(Source):

@@ -24,9 +24,11 @@ import argparse
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -101,11 +103,11 @@ def simulate_payments(days: int, customers: int, terminals: int, seed: int) -> t
         if size < 1:
             raise ValueError(f"{name} is {size}. Hint: simulate at least one")
     people = _customers(customers, terminals, seed)
-    troubles = _troubles(days, [c.card_id for c in people], _ids("t", terminals), seed)
+    troubles = _troubles(range(days), [c.card_id for c in people], _ids("t", terminals), str(seed))
     drawn: list[tuple[int, Row, str | None]] = []
     for number, customer in enumerate(people):
         # One generator per customer: what one draws does not shift the draws of the next.
-        drawn += _spend(customer, days, troubles, Random(f"{seed} payments {number}"))
+        drawn += _spend(customer, range(days), troubles, Random(f"{seed} payments {number}"))
     drawn.sort(key=lambda one: (one[0], one[1]["card_id"]))
     rows, frauds = [], {}
     for number, (second, row, fraud) in enumerate(drawn, start=1):
@@ -114,6 +116,25 @@ def simulate_payments(days: int, customers: int, terminals: int, seed: int) -> t
         if fraud is not None:
             frauds[payment_id] = fraud
     return rows, frauds
+
+
+def endless(customers: int, terminals: int, seed: int) -> Iterator[tuple[Row, str | None]]:
+    """Payments without end, in order: (the row without id and time, what is wrong with it).
+
+    It keeps one day at a time. Terminals and cards went bad before the first day too, so that there is fraud from the
+    beginning.
+    """
+    people = _customers(customers, terminals, seed)
+    cards, places = [c.card_id for c in people], _ids("t", terminals)
+    recent: deque[Troubles] = deque(maxlen=max(*COMPROMISED_DAYS, *STOLEN_DAYS))
+    for day in count(-max(*COMPROMISED_DAYS, *STOLEN_DAYS)):
+        today = range(day, day + 1)
+        recent.append(_troubles(today, cards, places, f"{seed} day {day}"))
+        if day >= 0:
+            troubles, rng = _together(recent), Random(f"{seed} payments of day {day}")
+            drawn = [one for customer in people for one in _spend(customer, today, troubles, rng)]
+            for _, row, fraud in sorted(drawn, key=lambda one: (one[0], one[1]["card_id"])):
+                yield row, fraud
 
 
 def _ids(letter: str, count: int) -> list[str]:
@@ -141,7 +162,7 @@ def _within_reach(x: float, y: float, places: Sequence[tuple[str, float, float]]
     return (min(places, key=lambda place: math.hypot(place[1] - x, place[2] - y))[0],)
 
 
-def _troubles(days: int, cards: Sequence[str], terminals: Sequence[str], seed: int) -> Troubles:
+def _troubles(days: range, cards: Sequence[str], terminals: Sequence[str], seed: str) -> Troubles:
     return Troubles(
         terminals=_spans(
             days, terminals, TERMINALS_PER_COMPROMISE_DAY, COMPROMISED_DAYS, Random(f"{seed} compromised")
@@ -150,12 +171,23 @@ def _troubles(days: int, cards: Sequence[str], terminals: Sequence[str], seed: i
     )
 
 
+def _together(several: Iterable[Troubles]) -> Troubles:
+    """All the troubles of some days as one."""
+    terminals: dict[str, list[tuple[int, int]]] = {}
+    cards: dict[str, list[tuple[int, int]]] = {}
+    for troubles in several:
+        for into, spans in ((terminals, troubles.terminals), (cards, troubles.cards)):
+            for name, added in spans.items():
+                into.setdefault(name, []).extend(added)
+    return Troubles(terminals, cards)
+
+
 def _spans(
-    days: int, names: Sequence[str], per_day: int, length: tuple[int, int], rng: Random
+    days: range, names: Sequence[str], per_day: int, length: tuple[int, int], rng: Random
 ) -> dict[str, list[tuple[int, int]]]:
     """Each day one name in `per_day`, on average, goes bad for a number of days within `length`."""
     spans: dict[str, list[tuple[int, int]]] = {}
-    for day in range(days):
+    for day in days:
         for _ in range(_poisson(len(names) / per_day, rng)):
             spans.setdefault(rng.choice(names), []).append((day, day + rng.randint(*length)))
     return spans
@@ -172,10 +204,10 @@ def _poisson(mean: float, rng: Random) -> int:
     return count
 
 
-def _spend(customer: Customer, days: int, troubles: Troubles, rng: Random) -> Iterator[tuple[int, Row, str | None]]:
+def _spend(customer: Customer, days: range, troubles: Troubles, rng: Random) -> Iterator[tuple[int, Row, str | None]]:
     """One customer's payments: (seconds since START, the row without id and time, what is wrong with it)."""
     stolen = troubles.cards.get(customer.card_id, [])
-    for day in range(days):
+    for day in days:
         for _ in range(_poisson(customer.payments_per_day, rng)):
             second = day * DAY_S + _time_of_day(rng)
             terminal_id = rng.choice(customer.terminals)
@@ -218,16 +250,22 @@ def report(payments: Iterable[Row], frauds: dict[str, str], seed: int) -> list[R
     rng = Random(f"{seed} reports")
     reports: list[tuple[int, str]] = []
     for row in payments:
-        if row["payment_id"] not in frauds or rng.random() < NEVER_REPORTED:
-            continue
-        paid = _second(row["paid_at"])
-        first = paid + _delay(rng)
-        reports.append((first, row["payment_id"]))
-        if rng.random() < REPORTED_TWICE:
-            reports.append((min(first + _delay(rng), paid + REPORT_MAX_S), row["payment_id"]))
-        if rng.random() < REPORTED_UNKNOWN:
-            reports.append((first + _delay(rng), f"x-{rng.randrange(10**6):06d}"))
+        if row["payment_id"] in frauds:
+            paid = _second(row["paid_at"])
+            reports += [(paid + delay, name) for delay, name in report_fraud(row["payment_id"], rng)]
     return [{"payment_id": name, "reported_at": _iso(second), "fraud": True} for second, name in sorted(reports)]
+
+
+def report_fraud(payment_id: str, rng: Random) -> Iterator[tuple[int, str]]:
+    """The reports that one fraud leads to: (seconds after the payment, the id in the report)."""
+    if rng.random() < NEVER_REPORTED:
+        return
+    first = _delay(rng)
+    yield first, payment_id
+    if rng.random() < REPORTED_TWICE:
+        yield min(first + _delay(rng), REPORT_MAX_S), payment_id
+    if rng.random() < REPORTED_UNKNOWN:
+        yield first + _delay(rng), f"x-{rng.randrange(10**6):06d}"
 
 
 def _delay(rng: Random) -> int:

@@ -11,8 +11,8 @@ from rich.table import Table
 from tests.benchmarks.transactions import write_sample
 
 ENTITIES = (1_000, 100_000, 1_000_000)
-PARTS = ("throughput", "memory", "kill", "retained")
-"""What `state` measures, and for how many entities."""
+PARTS = ("throughput", "memory", "kill", "retained", "latency", "overload")
+"""What `state` measures, and for how many entities; `kafka` measures the throughput and the last two."""
 
 
 @dataclass(frozen=True)

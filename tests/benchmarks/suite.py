@@ -233,6 +233,13 @@ def state(plan: Plan) -> Result:
     return state(plan)
 
 
+def _kafka(plan: Plan) -> Result:
+    # kafka-python is loaded only for this: the process that measures must be the smallest of all.
+    from tests.benchmarks.kafka import kafka
+
+    return kafka(plan)
+
+
 ALL: dict[str, Callable[[Plan], Result]] = {
     "fraud": fraud,
     "steps": steps,
@@ -241,7 +248,8 @@ ALL: dict[str, Callable[[Plan], Result]] = {
     "groups": groups,
     "batches": batches,
     "state": state,
+    "kafka": _kafka,
 }
 
-BY_NAME_ONLY = {"state"}
+BY_NAME_ONLY = {"state", "kafka"}
 """What takes too long to be run unless it is asked for."""

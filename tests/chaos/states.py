@@ -225,7 +225,7 @@ class PlainRun:
         names = self._job.feature_names
         for learner in self._learners.values():
             models |= {key: (m.model, m.name, m.version) for key, m in learner._models.items()}
-            for number, (id, at, kept, output, _, version) in learner.open_questions():
+            for number, (id, at, kept, output, _, version, _) in learner.open_questions():
                 features_kept = dict(zip(names, kept, strict=True)) if type(kept) is tuple else kept or {}
                 questions[number] = Question(number, id, at, features_kept, output, version)
         return {

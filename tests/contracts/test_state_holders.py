@@ -27,7 +27,7 @@ from dataflows.admit import ANSWER, QUESTION, Admit, Work
 from dataflows.connectors import Jsonl, Memory
 from dataflows.evaluate import Publisher
 from dataflows.learner import Learner
-from dataflows.order import EVENT, LABEL, Batch, Reader
+from dataflows.order import EVENT, LABEL, Batch, Reader, ReadMode
 from dataflows.orderlog import OrderLog
 from dataflows.pickles import names_of
 from dataflows.remembered import EarlyLabels, Remembered
@@ -743,7 +743,7 @@ def test_a_reader_goes_on_identically(
         directory = Path(name)
         inputs = Inputs(directory, partitions)
         kept = MemoryShelf() if shelf == "memory" else FileShelf(directory / "state", frozenset())
-        options: dict[str, Any] = {"time": time, "batch_size": size, "linger": linger, "follow": follow}
+        options: dict[str, Any] = {"time": time, "batch_size": size, "linger": linger, "mode": ReadMode(follow=follow)}
         life = ReaderLife(inputs, options, directory / "log", kept)
         stack.callback(life.close)
         straight = Reader(inputs.sources, **options)
@@ -899,7 +899,7 @@ def test_open_questions_of_a_learner_are_written_once() -> None:
     """Of a hundred thousand, ten more and ten learned are few bytes and the model."""
     job = declare(stream(), features=[Fields("amount")], time=Time())
     learner = Learner(job, MemoryRows())
-    ask: list[Any] = [(QUESTION, n, n, n, n, n, False, None, (0.5,)) for n in range(1, MANY + 11)]
+    ask: list[Any] = [(QUESTION, n, n, n, n, n, False, None, (0.5,), None) for n in range(1, MANY + 11)]
     learner.process(ask[:MANY], [])
     assert written(learner.changes()) > MANY * 20
     learner.process(ask[MANY:], [])
@@ -914,9 +914,13 @@ def test_open_questions_of_a_learner_are_written_once() -> None:
 def test_models_that_had_nothing_to_do_are_not_written() -> None:
     """Of a thousand models per key only those asked or taught since are rows of the next checkpoint."""
     learner = Learner(declare(stream(), features=[Fields("amount")], per="card", time=Time()), MemoryRows())
-    learner.process([(QUESTION, n, n, n, n, n, False, f"c{n}", (0.5,)) for n in range(1, 1001)], [])
+    learner.process([(QUESTION, n, n, n, n, n, False, f"c{n}", (0.5,), None) for n in range(1, 1001)], [])
     assert sum(key.startswith("model/") for key, *_ in learner.changes()) == 1000
-    learner.process([(QUESTION, 1, 1001, 1, 1001, 1001, False, "c5", (0.5,)), (ANSWER, 2, 7, True, 2000, False)], [])
+    asked: list[Any] = [
+        (QUESTION, 1, 1001, 1, 1001, 1001, False, "c5", (0.5,), None),
+        (ANSWER, 2, 7, True, 2000, False),
+    ]
+    learner.process(asked, [])
     assert {key for key, *_ in learner.changes() if key.startswith("model/")} == {'model/"c5', 'model/"c7'}
 
 
@@ -926,7 +930,7 @@ def test_what_waits_in_the_reader_is_written_once(tmp_path: Path) -> None:
     lines = [f'{{"id": {n}, "t": {n}}}\n' for n in range(20_010)]
     file.write_text("".join(lines[:-10]))
     source = Jsonl(file, Place)
-    reader = Reader([(EVENT, source)], Time(lateness=MANY), linger=3600, follow=True, rows=MemoryRows())
+    reader = Reader([(EVENT, source)], Time(lateness=MANY), linger=3600, mode=ReadMode(follow=True), rows=MemoryRows())
     assert reader.next_batch() is None
     assert written(reader.changes()) > 20_000 * 10
     with file.open("a") as more:

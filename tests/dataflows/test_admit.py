@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from dataflows.order import LABEL, Batch, Reader
 from dataflows.replay import PlainRun, inputs_of
 from features import Count, Derived, Entity, Fields, Mean
 from features.rows import MemoryRows
+from tests.contracts.shelves import FileShelf
 
 
 class Ask(Event, id="id", time="t", unit="us"):
@@ -607,3 +609,31 @@ def test_nothing_is_lost() -> None:
     assert kinds["Outcome"] + len(label_rejects) == 30
     assert len(set(rejects(records))) == len(rejects(records))
     assert plain.admit.counts["rejected_by_admit"] == len(rejects(records))
+
+
+def test_models_of_another_per_do_not_count_any_more(tmp_path: Path) -> None:
+    """When `per` changes, as many models may begin as are declared; those of a job that goes on count."""
+    label = Label(field="y", delay=5)
+    shelf = FileShelf(tmp_path / "state", frozenset())
+
+    def refused(per: Any, ids: Iterable[int], number: int) -> list[int]:
+        nonlocal shelf
+        declared = job(label, per=per, max_models=2)
+        admit = Admit(declared, rows=shelf.rows("admit"))
+        rows = [{"id": id, "t": id, "key": "ab"[id % 2]} for id in ids]
+        batch = Reader(inputs_of(declared, rows), declared.time).next_batch()
+        assert batch is not None
+        work = admit.admit(batch)
+        shelf.write(number, "admit", admit.changes(), True)
+        shelf.commit(number)
+        shelf = shelf.again()
+        assert {reject.reason for reject in work.rejects} <= {"too_many_models"}
+        return [int(reject.place.split(":")[1]) for reject in work.rejects]
+
+    assert refused("key", (1, 2, 3), 1) == []
+    assert refused("id", (11, 12, 13), 2) == [3]
+    assert refused("id", (21, 22), 3) == [1, 2]
+    assert refused("key", (31, 32, 33), 4) == []
+    assert refused(None, (41, 42, 43), 5) == []
+    assert refused("id", (51, 52, 53), 6) == [3]
+    shelf.close()

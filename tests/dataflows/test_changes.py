@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,8 +17,10 @@ from hypothesis import strategies as st
 from river import compose, linear_model, metrics, optim, preprocessing, stats, utils
 
 from dataflows import Event, Job, Jsonl, Label, Time
-from dataflows.changes import Change, compare, declared, describe, expiry, first_layout, next_layout
+from dataflows.changes import Change, compare, declared, describe, expiry, first_layout, gone_names, next_layout
+from dataflows.pickles import names_of
 from dataflows.settings import Layout
+from dataflows.state import Lineage, StateError, StateStore, Version
 from features import Count, Derived, Entity, EntityFeatures, Fields, Hopping, Max, Mean, River, Sum, Tumbling
 from features.parts import FeatureParts
 from tests.scenarios import running
@@ -413,6 +418,100 @@ def test_entities_expire_as_the_part_that_holds_them_says() -> None:
     assert expiry(late, layout)["features_card"] == 6 * hour + hour // 6
     ever = job(**card(over=["1h", "6h", "lifetime"]))
     assert "features_card.2" not in expiry(ever, step(first_layout(job()), ever, job()))
+
+
+OWN = """
+from river import stats
+
+
+class Spread(stats.base.Univariate):
+    def __init__(self):
+        self.seen = Seen()
+
+    def update(self, x):
+        self.seen.append(x)
+
+    def get(self):
+        return max(self.seen, default=0) - min(self.seen, default=0)
+
+
+class Seen(list):
+    pass
+"""
+HOUR = 3_600_000_000
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Imports a module of the user's with a statistic, or takes it away again."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ("own_statistics", "moved_statistics")
+
+    def there(name: str) -> Any:
+        for other in names:
+            sys.modules.pop(other, None)
+            (tmp_path / f"{other}.py").unlink(missing_ok=True)
+        importlib.invalidate_caches()
+        if not name:
+            return None
+        (tmp_path / f"{name}.py").write_text(OWN)
+        return importlib.import_module(name).Spread()
+
+    yield there
+    there("")
+
+
+def opened(directory: Path, layout: Layout, now: Job, version: Version) -> tuple[StateStore, FeatureParts, list[Any]]:
+    """The features of cards as a worker opens them at a version, and what keeps them."""
+    store = StateStore(directory, Lineage([], version), allowed=names_of(now), gone=gone_names(layout, now))
+    parts, kept = [], []
+    for part in layout.features["features_card"]:
+        state = store.step("000", part.rows)
+        features = EntityFeatures(declared(part, now), rows=state.rows)
+        parts.append((features, part.names))
+        kept.append((features, state))
+    entity = next(each for each in now.entities if each.key == ("card",))
+    return store, FeatureParts(entity, parts), kept
+
+
+@pytest.mark.parametrize("leaves", ["", "own_statistics"], ids=["the module is gone too", "the module stays"])
+def test_a_feature_with_a_statistic_of_ones_own_can_be_removed(
+    tmp_path: Path, own: Callable[[str], Any], leaves: str
+) -> None:
+    """The state of the others goes on as if nothing had happened, and nothing of the statistic's class is needed."""
+    with_own = [Count(), River(own("own_statistics"), "amount"), Mean("amount")]
+    before = job(**card(over="lifetime", aggregates=with_own))
+    now = job(**card(over="lifetime", aggregates=[Count(), Mean("amount"), Max("amount")]))
+    directory, layout = tmp_path / "groups", first_layout(before)
+    StateStore.create(directory, 1)
+    undisturbed = EntityFeatures(Entity("card", [Count(), Mean("amount")], over="lifetime"))
+    store, features, kept = opened(directory, layout, before, Version(1, 0))
+    for t in range(60):
+        if t == 40:
+            store.close()
+            own(leaves)
+            layout = step(layout, now, before)
+            assert "features_card" not in expiry(now, layout)
+        if t in (40, 50):
+            store.close()
+            store, features, kept = opened(directory, layout, now, Version(1, t))
+        card_, amount = f"c{t % 2}", float(t * 7 % 11)
+        answer = features.ask(card_, t, (amount,))
+        assert (answer[0], answer[2 if t < 40 else 1]) == undisturbed.ask(card_, t, (amount,))
+        for some, state in kept:
+            state.write(t + 1, some.changes(), complete=True)
+    store.close()
+
+
+def test_a_statistic_that_moved_is_told(own: Callable[[str], Any]) -> None:
+    """A feature that is still declared does not go on without its statistic: the error names class and feature."""
+    aggregates = [Count(), River(own("own_statistics"), "amount")]
+    before = job(**card(over="lifetime", aggregates=aggregates))
+    layout = first_layout(before)
+    now = job(**card(over="lifetime", aggregates=[Count(), River(own("moved_statistics"), "amount")]))
+    assert effects(before, now) == [], "a class is known by its name alone"
+    with pytest.raises(StateError, match=r"amount_spread_by_card.*own_statistics\.Spread.*Hint: was a class renamed"):
+        expiry(now, layout)
 
 
 AGGREGATES = [Count(), Mean("amount"), Sum("amount"), Max("amount")]

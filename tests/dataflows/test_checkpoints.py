@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dataflows import checkpoints
-from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, environment, missing_parts, openable
+from dataflows.checkpoints import Agent, Checkpoints, Clocks, Manifest, Retention, environment, missing_parts, openable
 from dataflows.control import Control, Phase
 from dataflows.recovery import Committed
 from dataflows.settings import RunDirectory, Start, dump_branches
@@ -613,6 +613,48 @@ def test_entities_that_expired_leave_no_rows_and_may_come_back(run: RunDirectory
     assert rebuilt.read("c-back", 6 * HOUR + 3) == features.read("c-back", 6 * HOUR + 3) == (2,)
     assert rebuilt.read("c-gone", 6 * HOUR + 3) == (0,)
     file.close()
+
+
+def test_damaged_clocks_do_not_stop_a_start(run: RunDirectory, engine: Engine) -> None:
+    """What is remembered of event times only says what may go: a damaged file of it is begun anew."""
+    path = run.state / "clocks.json"
+    for wrong in (b"", b"[[1,", b'{"1": 2}', b"[[1]]", b"\xff\xfe"):
+        path.write_bytes(wrong)
+        assert Clocks(path, Version(1, 9)).last_before("anyone", HOUR) is None
+        engine.new_agent(ONE, {"features_card": HOUR})
+    engine.commit(4, [put("a", 4)])
+    engine.agent.look()
+    assert Clocks(path, Version(1, 9)).last_before("anyone", HOUR) == Version(1, 4).number
+
+
+def test_event_times_of_what_was_rolled_back_are_not_remembered(run: RunDirectory) -> None:
+    """A version that is made again may reach other event times."""
+    run.state.mkdir(exist_ok=True)
+    clocks = Clocks(run.state / "clocks.json", Version(1, 0))
+    for batch in (3, 5, 8):
+        clocks.note(Manifest(branch=1, batch=batch, clock=batch * HOUR), 0)
+    again = Clocks(run.state / "clocks.json", Version(1, 5))
+    assert again.last_before("anyone", 9 * HOUR) == Version(1, 5).number
+    again.note(Manifest(branch=1, batch=6, clock=6 * HOUR), 0)
+    assert again.last_before("anyone", 9 * HOUR) == Version(1, 6).number
+
+
+def test_manifests_of_what_will_be_rolled_back_are_dropped(run: RunDirectory, engine: Engine) -> None:
+    """Checkpoints and savepoints that are newer go by name; nothing of them is pruned, as the rows are others' then."""
+    agent = engine.new_agent(Retention(last=9))
+    for batch in (4, 6, 8):
+        engine.commit(batch, [put("a", batch)])
+        manifest = agent.look()
+        assert manifest is not None
+        Checkpoints(run).name(f"at{batch}", manifest)
+    engine.commit(9, [put("a", 9)])
+    agent.look()
+    (run.checkpoints / "1-000000000009.json").rename(run.checkpoints / "1-000000000009.dropped")
+    assert Checkpoints(run).drop_newer(Version(1, 4)) == ["1-6", "1-8", "at6", "at8"]
+    assert [str(m.version) for m in Checkpoints(run).all()] == ["1-4"]
+    assert Checkpoints(run).savepoints().keys() == {"at4"}
+    assert [path.name for path in run.checkpoints.iterdir()] == ["1-000000000004.json"]
+    assert Checkpoints(run).drop_newer(Version(1, 4)) == []
 
 
 class AgentMachine(RuleBasedStateMachine):

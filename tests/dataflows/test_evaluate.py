@@ -236,7 +236,7 @@ def test_the_publisher_puts_records_of_all_learners_in_order() -> None:
     declared = job(linear(), [metrics.Accuracy()])
     publisher = Publisher(declared)
     outcome = [Outcome(i, EPOCH, 0.5, True, EPOCH, "M", 0, 1) for i in range(4)]
-    said: list[Any] = [[(i, outcome[i], {True: 1.0}, 0) for i in group] for group in ([0, 3], [1, 2])]
+    said: list[Any] = [[(i, outcome[i], {True: 1.0}, 0, None) for i in group] for group in ([0, 3], [1, 2])]
     refused = reject("odd", "", "", b"")
     records = list(publisher.publish([refused], said, True))
     assert records[:5] == [refused, *outcome]

@@ -26,11 +26,12 @@ from dataflows.events import (
     Undecodable,
     csv_row,
     encode,
+    raw_bytes,
     reject,
     to_datetime,
     to_time_us,
 )
-from dataflows.order import EVENT, Reader, Time, raw_bytes
+from dataflows.order import EVENT, Reader, Time
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 NOON_US = 1_704_110_400_000_000

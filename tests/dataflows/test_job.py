@@ -255,9 +255,9 @@ def test_sources_are_declared_with_their_event(source: Any) -> None:
 
 
 def test_outputs_of_unknown_kinds_are_refused() -> None:
-    """There are four kinds of records."""
-    with pytest.raises(ValueError, match="answers"):
-        Outputs(answers=None)  # type: ignore[call-arg]
+    """What is no kind of records has no output."""
+    with pytest.raises(JobError, match="answers"):
+        Outputs(answers=None)
 
 
 def test_time_is_part_of_the_declaration() -> None:

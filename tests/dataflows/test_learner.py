@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import pickle
+from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
 from river import anomaly, base, dummy, linear_model, naive_bayes, neighbors, preprocessing, stats, tree
 
 from dataflows import Event, Job, JobError, Label, Outcome, Prediction, Reject
-from dataflows.admit import Admit
+from dataflows.admit import ANSWER, QUESTION, Admit
 from dataflows.connectors import Memory
 from dataflows.learner import Learner
 from dataflows.order import EVENT, Reader
+from dataflows.pickles import names_of
 from dataflows.replay import PlainRun, answer_rows, empties_of, empty_columns, entity_features, inputs_of
 from features import Count, Derived, Entity, Fields, Mean
+from tests.contracts.shelves import FileShelf
 
 
 class Ask(Event, id="id", time="t", unit="us"):
@@ -276,6 +280,46 @@ def test_there_are_no_more_models_than_declared() -> None:
     assert [(r.reason, r.place) for r in rejects(records)] == [("too_many_models", "events:3")]
     assert [o.id for o in outcomes(records)] == [0, 1, 3, 4]
     assert len(plain.learner) == 0
+
+
+PER: dict[Any, tuple[Any, str]] = {
+    None: (None, "Recorder"),
+    "key": ("k", "Recorder/key=k"),
+    "id": (7, "Recorder/id=7"),
+    ("key", "id"): (("k", 7), "Recorder/key=k,id=7"),
+}
+"""By what a job may declare as `per`: the key of a model, and its name."""
+
+
+@pytest.mark.parametrize(("before", "now"), list(permutations(PER, 2)))
+def test_questions_asked_under_another_per_are_scored_and_teach_nobody(tmp_path: Path, before: Any, now: Any) -> None:
+    """Their outcomes name the model that answered, at its version then; no model learns from them."""
+    asked, answers = job(Recorder(), per=before), job(Recorder(), per=now)
+    shelf = FileShelf(tmp_path / "state", names_of(asked))
+    learner = Learner(asked, shelf.rows("learner"))
+    ask = [(QUESTION, n, n, n, n, n, False, PER[before][0], (0.5,), None) for n in range(1, 5)]
+    learner.process([*ask, (ANSWER, 5, 1, 2.0, 50, False)], [])
+    shelf.write(1, "learner", learner.changes(), True)
+    shelf.commit(1)
+    for number in (2, 3, 4):
+        shelf = shelf.again()
+        learner = Learner(answers, shelf.rows("learner"), begun=2)
+        assert [question for question, _ in learner.open_questions()] == list(range(number, 5))
+        ((_, outcome, *_),) = learner.process([(ANSWER, 1, number, 2.0, 50, False)], [])
+        assert isinstance(outcome, Outcome)
+        assert (outcome.id, outcome.output, outcome.label) == (number, float(number), 2.0)
+        assert (outcome.model, outcome.version, outcome.version_after) == (PER[before][1], 0, 0)
+        assert learner.models() == {}
+        shelf.write(number, "learner", learner.changes(), True)
+        shelf.commit(number)
+    said = learner.process([(QUESTION, 1, 5, 0, 5, 60, False, PER[now][0], (0.5,), None)], [])
+    said += learner.process([(ANSWER, 1, 5, 2.0, 70, False)], [])
+    for _, record, *_ in said:
+        assert isinstance(record, Prediction | Outcome)
+        assert (record.model, record.version) == (PER[now][1], 0)
+    assert len(said) == 2
+    assert learner.models()[PER[now][0]][1] == 1
+    shelf.close()
 
 
 def spread(declared: Job, rows: list[dict[str, Any]], groups: int) -> list[Any]:

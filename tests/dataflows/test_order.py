@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dataflows.connectors import Jsonl, Memory
 from dataflows.events import Event
-from dataflows.order import EVENT, LABEL, Batch, InputError, Reader, Source, Time
+from dataflows.order import EVENT, LABEL, Batch, InputError, Reader, ReadMode, Source, Time
 from dataflows.orderlog import LogEntry, OrderLog, OrderLogError
 from features.rows import MemoryRows
 
@@ -191,7 +191,7 @@ class Play:
         for name in partitions:
             (directory / name).touch()
             inputs.append(((kinds or {}).get(name, EVENT), Jsonl(directory / name, Ping)))
-        self.reader = Reader(inputs, time, batch_size=1000, linger=0, follow=True)
+        self.reader = Reader(inputs, time, batch_size=1000, linger=0, mode=ReadMode(follow=True))
         self.released: list[int] = []
         self.refused: list[str] = []
 
@@ -310,14 +310,14 @@ def test_an_idle_partition_is_written_to_the_order_log(tmp_path: Path) -> None:
     inputs: list[Input] = [(EVENT, Jsonl(tmp_path / name, Ping)) for name in "ab"]
     time = Time(idle=0.03)
     (tmp_path / "a").write_text(json.dumps(row(1)) + "\n" + json.dumps(row(2, 1)) + "\n")
-    reader = Reader(inputs, time, linger=0, follow=True, log=OrderLog(tmp_path / "log"))
+    reader = Reader(inputs, time, linger=0, mode=ReadMode(follow=True), log=OrderLog(tmp_path / "log"))
     first = reader.next_batch()
     wall.sleep(0.05)
     live = [b for b in (first, reader.next_batch()) if b]
     reader.close()
     assert keys(live) == [(1, EVENT, 0)]
     assert ["b", 0] in json.loads((tmp_path / "log").read_text().splitlines()[0])[1]
-    again = Reader(inputs, Time(idle=3600.0), linger=0, follow=True, log=OrderLog(tmp_path / "log"))
+    again = Reader(inputs, Time(idle=3600.0), linger=0, mode=ReadMode(follow=True), log=OrderLog(tmp_path / "log"))
     assert shape([b for b in [again.next_batch()] if b]) == shape(live)
     again.close()
 
@@ -365,7 +365,7 @@ def test_a_batch_lingers_no_longer_than_declared(tmp_path: Path) -> None:
     """A batch that is not full leaves after the linger time, not before."""
     file = tmp_path / "a"
     file.write_text(json.dumps(row(1)) + "\n")
-    reader = Reader([(EVENT, Jsonl(file, Ping))], Time(order="arrival"), linger=0.1, follow=True)
+    reader = Reader([(EVENT, Jsonl(file, Ping))], Time(order="arrival"), linger=0.1, mode=ReadMode(follow=True))
     started = wall.monotonic()
     assert reader.next_batch() is None
     while (batch := reader.next_batch()) is None:

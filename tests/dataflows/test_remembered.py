@@ -139,6 +139,35 @@ def test_labels_wait_in_the_order_in_which_they_came(steps: list[tuple[str, int,
     assert rows.empty()
 
 
+def test_labels_that_were_taken_leave_nothing_behind() -> None:
+    """While the first one waits, any number of others may come and be taken: no list grows with them."""
+    early = EarlyLabels(MemoryRows())
+    early.keep("first", True, 0, "labels:0", b"")
+    for time in range(1, 1000):
+        early.keep(time, True, time, f"labels:{time}", b"")
+        early.pop(time)
+    assert len(early._order) <= 20
+    assert early.first_came() == 0
+    early.keep("last", False, 1000, "labels:1000", b"")
+    rows = MemoryRows()
+    rows.apply(early.changes())
+    again = EarlyLabels(rows)
+    assert [again.pop_first()[0] for _ in range(2)] == ["first", "last"]
+
+
+def test_what_is_cleared_is_forgotten_for_good() -> None:
+    """Nothing is left of it, in the rows neither, and what comes later is remembered as ever."""
+    rows = MemoryRows()
+    remembered = Remembered("models", 3, rows)
+    for key in "abc":
+        remembered.add(key)
+    rows.apply(remembered.changes())
+    remembered.clear()
+    assert [remembered.add(key) for key in "bde"] == [0, 0, 0]
+    rows.apply(remembered.changes())
+    assert list(Remembered("models", 3, rows).numbers) == list(remembered.numbers) == list("bde")
+
+
 def test_a_number_given_twice_does_not_mix_labels_up() -> None:
     """Rebuilt after its newest was taken, numbers begin again below it: the old label does not come back."""
     rows = MemoryRows()

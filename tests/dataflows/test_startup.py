@@ -19,7 +19,7 @@ import pytest
 from river import metrics
 
 from dataflows import startup
-from dataflows.checkpoints import Checkpoints
+from dataflows.checkpoints import Checkpoints, openable
 from dataflows.job import Job, JobError
 from dataflows.recovery import remove_stale_snapshots, resume_epoch
 from dataflows.runtime import load_job
@@ -258,6 +258,27 @@ def test_a_reset_begins_a_step_anew_and_leaves_the_rest(stopped: Place, undistur
     assert values["ROCAUC"] == roc.get()
 
 
+def test_models_begin_for_other_keys_while_questions_are_open(
+    stopped: Place, undisturbed: Place, tmp_path: Path
+) -> None:
+    """--reset learner with another `per`: what was asked before is scored as the old model's, and nobody learns it."""
+    place = copied(stopped, tmp_path)
+    place.feed(2 * FIRST)
+    place.declare(("    label=", '    per=("key", "id"),\n    label='))
+    said = place.run("--reset", "learner")
+    assert "open questions stay to be scored, and no model learns from them (per was [] and is ['key', 'id'])" in said
+    learned = len(stopped.records("outcomes"))
+    outcomes, usual = place.records("outcomes"), undisturbed.records("outcomes")
+    assert [each["id"] for each in outcomes] == list(range(2 * FIRST))
+    assert learned < FIRST, "questions are open when the job changes"
+    for each, as_ever in zip(outcomes[learned:FIRST], usual[learned:FIRST], strict=True):
+        assert each == as_ever | {"version_after": each["version"]}
+    for each in outcomes[FIRST:]:
+        assert each["model"] == f"LogisticRegression/key=k{each['id'] % 7},id={each['id']}"
+        assert (each["version"], each["version_after"]) == (0, 1)
+    assert not place.written("rejects")
+
+
 # -- refusals
 
 
@@ -329,10 +350,14 @@ def test_a_reset_of_what_is_not_there_is_refused(stopped: Place, tmp_path: Path,
 
 
 def test_a_reset_without_a_change_resets_nothing(stopped: Place, tmp_path: Path, imports: None) -> None:
-    """A command line that is used again, as a supervisor does, does not throw state away a second time."""
+    """A command line that is used again, as a supervisor does, throws no state away a second time, and says so."""
     place = copied(stopped, tmp_path)
     start = place.prepare()
-    assert place.prepare(reset=("features_key", "learner", "publish")) == start
+    steps = ("features_key", "learner", "publish")
+    assert place.prepare(reset=steps) == start
+    assert place.said == [
+        f"--reset {step}: nothing of it changed, so it goes on with the state it has" for step in steps
+    ]
     assert start.branch == 1
     place.declare(ADDED)
     layout = place.prepare(reset=("learner",)).layout
@@ -434,6 +459,31 @@ def test_what_was_not_committed_is_rolled_back(killed: Place, tmp_path: Path, im
         assert file.query("SELECT count(*) FROM commits WHERE version > ?", (newest.version.number,)) == [(0,)]
         file.close()
     assert place.prepare() == start
+
+
+def test_checkpoints_of_what_was_rolled_back_are_gone(stopped: Place, tmp_path: Path, imports: None) -> None:
+    """Where the engine got less far than checkpoints say, as after a power loss, these go, and it is told."""
+    place = copied(stopped, tmp_path)
+    kept = Checkpoints(place.run_directory)
+    older = kept.newest()
+    assert older is not None
+    shutil.copytree(place.run_directory.recovery(1), tmp_path / "older")
+    place.run_and_feed(FIRST + 100)
+    newer = [manifest for manifest in kept.all() if manifest.version > older.version]
+    kept.name("before", older)
+    kept.name("after", newer[-1])
+    shutil.rmtree(place.run_directory.recovery(1))
+    shutil.copytree(tmp_path / "older", place.run_directory.recovery(1))
+    start = place.prepare()
+    assert start.version == older.version
+    (said,) = place.said
+    assert f"no further than checkpoint {older.version}" in said
+    assert said.endswith(", ".join([*(str(manifest.version) for manifest in newer), "after"]))
+    assert kept.newest() == older
+    assert kept.savepoints().keys() == {"before"}
+    assert all(openable(manifest, place.run_directory) is None for manifest in kept.all())
+    assert place.prepare() == start
+    assert place.said == []
 
 
 def test_a_checkpoint_without_a_manifest_gets_it_at_the_next_start(

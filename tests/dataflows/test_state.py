@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from dataflows.state import READER, Lineage, StateError, StateFile, StateStore, Version, group_file, sync
+from dataflows.state import FORMAT, READER, Lineage, StateError, StateFile, StateStore, Version, group_file, sync
 from features.rows import APPEND, GONE, PUT, Change, put
 
 STEPS = ("read", "learner")
@@ -242,6 +243,15 @@ TestStore = StoreMachine.TestCase
 TestStore.settings = settings(max_examples=25, stateful_step_count=30)
 
 
+def open_files(directory: Path) -> list[str]:
+    """The files of a directory that this process has open."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(descriptor))
+    return [path for path in found if path.startswith(str(directory))]
+
+
 def held(file: StateFile, version: Version, step: str = "s", forks: Iterable[Version] = ()) -> dict[str, list[Any]]:
     """All that a step holds at a version."""
     return dict(file.rows(step, Lineage(forks, version)).scan(""))
@@ -372,6 +382,16 @@ def test_forgotten_keys_leave_no_rows_and_others_all_of_theirs(file: StateFile) 
     assert held(file, Version(1, 2)) == {"back": [1], "ended": [2], "late": [1]}
     assert held(file, Version(1, 4), "t") == {"gone": [1]}
     assert file.forget("s", 0, Version(1, 2).number) == file.forget("never", 0, Version(1, 2).number) == 0
+
+
+def test_a_step_that_wrote_later_is_forgotten_too(tmp_path: Path, file: StateFile) -> None:
+    """Whoever prunes opens a file once, maybe before a step of another process has ever written to it."""
+    pruner = StateFile(tmp_path / "000.sqlite3", "000")
+    file.write("s", Version(1, 1), [put("gone", 1)], complete=True)
+    file.write("s", Version(1, 5), [put("stays", 5)], complete=True)
+    assert pruner.forget("s", 0, Version(1, 2).number) == 1
+    assert held(file, Version(1, 5)) == {"stays": [5]}
+    pruner.close()
 
 
 # -- damage
@@ -520,7 +540,7 @@ def test_another_file_in_its_place_is_an_error(tmp_path: Path) -> None:
     path.unlink()
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE about (name, value)")
-    with pytest.raises(StateError, match="has format None, this is format 1"):
+    with pytest.raises(StateError, match=f"has format None, this is format {FORMAT}"):
         StateFile(path, "000")
 
 
@@ -555,9 +575,9 @@ def test_a_deleted_log_is_noticed(tmp_path: Path, file: StateFile) -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     """A file of a later format is not read by guess."""
     path = make_file(tmp_path / "000.sqlite3")
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE about SET value = '2' WHERE name = 'format'")
-    with pytest.raises(StateError, match=r"has format '2', this is format 1\. Hint: .*the version of millrace"):
+    other_format(path)
+    message = rf"has format '{FORMAT + 1}', this is format {FORMAT}\. Hint: .*the version of millrace"
+    with pytest.raises(StateError, match=message):
         StateFile(path, "000")
 
 
@@ -574,6 +594,30 @@ def test_files_put_back_in_the_wrong_place_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="000, not 001: files were mixed up"):
         store.file("001")
     store.close()
+
+
+def other_format(path: Path) -> None:
+    """A file of a later format."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE about SET value = ? WHERE name = 'format'", (str(FORMAT + 1),))
+
+
+def other_group(path: Path) -> None:
+    """That of another key group."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE about SET value = '001' WHERE name = 'group'")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("spoil", [other_format, other_group, lambda path: path.write_bytes(b"no database" * 100)])
+def test_a_file_that_is_refused_is_given_up(tmp_path: Path, spoil: Callable[[Path], Any], writable: bool) -> None:
+    """Nothing of it stays open: a notebook may try again and again."""
+    path = make_file(tmp_path / "000.sqlite3")
+    spoil(path)
+    with pytest.raises(StateError) as caught:
+        StateFile(path, "000", writable=writable)
+    assert caught.value is not None, "held on to, as a debugger does, and with it everything on the stack"
+    assert open_files(tmp_path) == []
 
 
 class Touch:

@@ -115,7 +115,8 @@ def test_the_whole_state_is_summed_up(place: Place) -> None:
 def test_a_savepoint_of_a_running_job_has_all_that_was_published(place: Place) -> None:
     """It can be listed, looked into, verified and deleted; a name is given once."""
     assert "savepoint now: checkpoint 1-" in command(place, "savepoint", "now")
-    listed = {row["savepoint"]: row for row in json.loads(command(place, "checkpoints", "--json", "--verify"))}
+    rows = json.loads(command(place, "checkpoints", "--json", "--verify"))
+    listed = {name: row for row in rows for name in row["savepoints"]}
     assert listed["now"]["events"] == EVENTS
     assert listed["now"]["fault"] is None
     assert json.loads(command(place, "state", "--at", "now", "--json"))["events"] == EVENTS

@@ -1,0 +1,67 @@
+"""Records sent to the topic again that they were read from."""
+
+from __future__ import annotations
+
+import time as wall
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from dataflows.connectors.kafka.reading import partitions_of
+from dataflows.events import Message
+
+if TYPE_CHECKING:
+    from dataflows.connectors.kafka.topic import Kafka
+
+RESUBMITTED = "millrace.resubmitted"
+"""The header that holds the place where a record was read the first time; of several such places the last."""
+
+
+class Returning:
+    """Sends records of a topic to it again: value, key, timestamp, headers and partition as they were, and where that
+    was in one more header."""
+
+    def __init__(self, declared: Kafka) -> None:
+        self._topic = declared.topic
+        self._timeout = declared.timeout
+        self._cluster = declared.cluster()
+        # A consumer makes no topics; a producer would bring one that was deleted to life again.
+        with closing(self._cluster.consumer()) as consumer, self._cluster.asking(f"find topic {self._topic!r}"):
+            self._partitions = {place.partition for place in partitions_of(consumer, self._topic)}
+        self._producer = self._cluster.producer(None)
+
+    def send(self, records: list[tuple[str, Message]]) -> Iterator[tuple[int, str | None]]:
+        """Send records with their places; for each its number here and None once it is acknowledged, else the fault."""
+        from kafka.errors import KafkaError
+
+        deadline = wall.monotonic() + self._timeout
+        futures: list[Any] = []
+        for place, message in records:
+            try:
+                futures.append(self._sent(place, message))
+            except (KafkaError, ValueError, TypeError) as error:
+                futures.append(error)
+        for number, future in enumerate(futures):
+            wrong = future if isinstance(future, Exception) else None
+            if wrong is None:
+                try:
+                    future.get(timeout=max(deadline - wall.monotonic(), 0.001))
+                except KafkaError as error:
+                    wrong = error
+            yield number, None if wrong is None else f"{type(wrong).__name__}: {wrong}"
+
+    def _sent(self, place: str, message: Message) -> Any:
+        number = int(place.rpartition("/")[2].partition(":")[0])
+        headers = [(name, value or b"") for name, value in message.headers if name != RESUBMITTED]
+        return self._producer.send(
+            self._topic,
+            message.value,
+            message.key,
+            [*headers, (RESUBMITTED, place.encode())],
+            partition=number if number in self._partitions else None,
+            timestamp_ms=message.timestamp if message.timestamp > 0 else None,
+        )
+
+    def close(self) -> None:
+        """End the connection."""
+        self._producer.close(timeout=1)
