@@ -14,10 +14,10 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench chaos venv clean
+.PHONY: help demo test check bench chaos chaos-kafka venv clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  PYTHON=python3.12 chooses the interpreter, ARGS='-k name' goes to pytest"
 
 demo: venv ## simulate card payments, learn to spot fraud, show how well
@@ -36,6 +36,9 @@ bench: venv ## measure speed against a hand-written loop
 
 chaos: venv ## kill runs again and again and compare with undisturbed ones
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+chaos-kafka: venv ## kill jobs between topics, and their broker, and look for each record
+	@$(BIN)/python -m tests.integration.chaos $(ARGS)
 
 clean: ## remove .venv and caches
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,10 +21,10 @@ from rich.tree import Tree
 from dataflows import cli_rejects, cli_state
 from dataflows.checkpoints import Retention
 from dataflows.cli_state import Brokers, JobArgument, name_brokers
-from dataflows.connectors import Stdin, Stdout
+from dataflows.connectors import Kafka, Stdin, Stdout
 from dataflows.evaluate import metric_name
 from dataflows.events import Metrics, describe_faults, to_datetime, to_time_us
-from dataflows.job import KINDS, Job, JobError, Label
+from dataflows.job import KINDS, Job, JobError, Label, SinkError
 from dataflows.order import TO_THE_END, InputError, ReadMode
 from dataflows.orderlog import OrderLogError
 from dataflows.runtime import Launcher, disk_hint, load_job, with_inputs
@@ -112,7 +112,8 @@ def run(
     until: Annotated[
         str | None,
         typer.Option(
-            metavar="end|TIME", help="Read Kafka up to its end as of now, or to records of this time; then end."
+            metavar="end|TIME",
+            help="Read Kafka up to its end as of now, or to records of this time, as to the end of a file.",
         ),
     ] = None,
     on_gap: Annotated[
@@ -429,6 +430,9 @@ def _summary(console: Console, job: Job, status: dict[str, Any], seconds: float,
     table.add_row("seconds", f"{seconds:.1f}")
     console.print(table)
     console.print(f"records in {launcher.directory}", soft_wrap=True)
+    for kind, sink in output_sinks(job, launcher.directory).items():
+        if isinstance(sink, Kafka):
+            console.print(f"{kind} in {sink.describe()}", soft_wrap=True, markup=False, highlight=False)
     if launcher.stopped:
         console.print("stopped with a checkpoint; run again to go on")
 
@@ -446,7 +450,7 @@ def main() -> None:
             soft_wrap=True,
         )
         sys.exit(1)
-    except (JobError, RunError, StateError, InputError, OrderLogError, OSError) as error:
+    except (JobError, RunError, StateError, InputError, SinkError, OrderLogError, OSError) as error:
         errors.print(
             f"millrace: {error}{disk_hint(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
         )

@@ -354,7 +354,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="rej
 
     `original` is the record as text, or base64 where `encoding` says so. Of a record of Kafka there is more: its `key`
     (as `original` is, in `key_encoding`), its `headers` (values in base64) and its `timestamp` (ms); `original` is null
-    where its value was.
+    where its value was. `cut` is its size in bytes where only a part of it was kept.
     """
 
     reason: str
@@ -366,6 +366,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="rej
     key_encoding: Literal["utf-8", "base64"] | msgspec.UnsetType = msgspec.UNSET
     headers: list[tuple[str, str | None]] | msgspec.UnsetType = msgspec.UNSET
     timestamp: int | msgspec.UnsetType = msgspec.UNSET
+    cut: int | msgspec.UnsetType = msgspec.UNSET
 
     def original_bytes(self) -> bytes:
         """The record as it was read; empty where it was null."""

@@ -62,11 +62,11 @@ _KIND_OF = {
     Reject: "rejects",
 }
 
-FLUSH = 1024
+FLUSH, FLUSH_LIVE = 1024, 256
 """Changed entities after which a step writes to the state store before a checkpoint asks for it: so the checkpoint
-itself finds little left to write."""
+itself finds little left to write. Fewer where batches are small, as there events must not wait: 256 take some ms."""
 
-FLUSH_QUESTIONS = 8192
+FLUSH_QUESTIONS, FLUSH_QUESTIONS_LIVE = 8192, 1024
 """The same of questions that came and went: those that do both in between are never written."""
 
 
@@ -361,6 +361,7 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
         self._control = run.control
         self._control.workers = Phase.START
         self._in_flight = settings.in_flight
+        self._run_batch = settings.batch_size
         self._read_state = run.state(READER, "read")
         self._admit_state = run.state(READER, "admit")
         self._reader = Reader(
@@ -407,7 +408,8 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
             self._control.note_resumed()
         self._pause = 0.0
         work = self._admit.admit(batch)
-        if self._admit_state is not None and self._admit.unsaved >= FLUSH_QUESTIONS:
+        full = len(batch.items) >= self._run_batch // 2
+        if self._admit_state is not None and self._admit.unsaved >= (FLUSH_QUESTIONS if full else FLUSH_QUESTIONS_LIVE):
             self._admit_state.write(batch.number, self._admit.changes())
         work.status = self._describe(batch, work)
         return [work]
@@ -513,7 +515,9 @@ class FeatureStep(StatefulBatchLogic[Bundle, tuple[str, Part], int]):
             if bundle.number % SWEEP_EVERY == 0 and bundle.clock is not None:
                 features.sweep(bundle.clock)
             self._number = bundle.number
-        if features.unsaved >= FLUSH:
+        settings = self._run.settings
+        full = len(values[-1].rows) * settings.groups >= settings.batch_size // 2
+        if features.unsaved >= (FLUSH if full else FLUSH_LIVE):
             self._write(complete=False)
         return parts, StatefulBatchLogic.RETAIN
 
@@ -581,7 +585,8 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
                 column[place] = answer
         said = learner.process(head.operations, columns)
         self._number = head.number
-        if learner.unsaved >= FLUSH_QUESTIONS:
+        full = head.questions >= self._run.settings.batch_size // 2
+        if learner.unsaved >= (FLUSH_QUESTIONS if full else FLUSH_QUESTIONS_LIVE):
             self._write(complete=False)
         return SaidPart(head.number, said)
 
@@ -737,6 +742,8 @@ class RecordsSink(FixedPartitionedSink[Any, Any]):
         if sink is None:
             return WritePartition(None)
         output = Output(self._run.job.name, for_part, 1 if start is None else start.branch, self._run.directory.state)
+        if position is not None and not sink.accepts(position):
+            position = None  # the launcher has said that it begins anew
         return WritePartition(sink.writer(output, position))
 
 

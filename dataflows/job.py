@@ -89,6 +89,10 @@ class SinkWriter(ABC):
         """Flush and give the output up."""
 
 
+class SinkError(RuntimeError):
+    """An output that cannot be written."""
+
+
 class Sink(BaseModel):
     """Declares an output. Subclasses live in `dataflows.connectors`."""
 
@@ -107,6 +111,13 @@ class Sink(BaseModel):
     def writer(self, output: Output, position: Any | None) -> SinkWriter:
         """Open at a position, dropping what lies after it; None: from the beginning."""
         raise NotImplementedError
+
+    def accepts(self, position: Any) -> bool:
+        """Whether a position in a checkpoint is one of this kind of output."""
+        return isinstance(position, int)
+
+    def settle(self, output: Output, position: Any | None) -> None:
+        """Publish what the checkpoint of a position holds and nobody has published; no run goes on there now."""
 
     def encode(self, records: list[Record], keys: list[Any]) -> Any:
         """Some records as its writer takes them; `keys` is empty where it wants none."""
@@ -644,5 +655,6 @@ __all__ = [
     "Outputs",
     "Report",
     "Sink",
+    "SinkError",
     "SinkWriter",
 ]

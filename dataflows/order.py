@@ -366,7 +366,7 @@ class Reader:
         self._lanes: dict[str, _Lane] = {}
         self._new: dict[str, _Lane] = {}
         try:
-            self._open_inputs(inputs, saved, _logged_begins(self._replay), resumed=bool(state))
+            self._open_inputs(inputs, saved, _logged_begins(self._replay), resumed=bool(state) or bool(self._replay))
         except BaseException:
             self._close_inputs()
             raise
@@ -578,7 +578,12 @@ class Reader:
             return
         if lane.ended:
             self._silence(lane, DONE)
-        elif not lane.silent and not heard and wall.monotonic() - lane.heard_at > self._time.idle:
+        elif (
+            not lane.silent
+            and not heard
+            and not lane.part.pending
+            and wall.monotonic() - lane.heard_at > self._time.idle
+        ):
             self._silence(lane, IDLE)
 
     def _lingered(self, now: float) -> bool:
@@ -626,7 +631,8 @@ class Reader:
             elif not self._pull_logged(self._lanes[name], count, entry.number):
                 return None
         for name, end in entry.ends.items():
-            if self._lanes[name].position() != end:
+            # Before it is no matter: marks of transactions have offsets and are no records.
+            if self._lanes[name].position() > end:
                 raise OrderLogError(
                     f"{name}: batch {entry.number} ended before offset {end}, but its records now end before "
                     f"{self._lanes[name].position()}: some were removed. {_BRANCH_HINT}"

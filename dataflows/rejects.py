@@ -364,6 +364,8 @@ class Resubmission:
                 yield kind, record
 
     def _unfit(self, record: Reject) -> str | None:
+        if record.cut is not msgspec.UNSET:
+            return "not kept whole"
         if _OF_TOPIC.fullmatch(record.place) is not None:
             message = record.message()
             return "without key and value" if message.value is None and message.key is None else None

@@ -33,13 +33,17 @@ from dataflows.checkpoints import Agent
 from dataflows.connectors import Kafka, Stdin
 from dataflows.connectors.files import LineFile
 from dataflows.control import Control, Phase
-from dataflows.job import Job, JobError, Output
+from dataflows.job import Job, JobError, SinkError
+from dataflows.order import InputError
 from dataflows.recovery import CommitWatch, committed
 from dataflows.settings import RunDirectory, Settings, Start, output_sinks
-from dataflows.startup import Request, RunError, Startup
+from dataflows.startup import Request, RunError, Startup, settle
 
 HASH_SEED = "0"
 """river walks over sets in places, so sums depend on the hash seed; all workers use this one."""
+
+COLLECTOR = (20_000, 50, 20)
+"""Thresholds of the garbage collector in workers."""
 
 LONGEST_PAUSE = 60.0
 """Seconds before a restart at the most; it begins at one second and doubles."""
@@ -119,7 +123,8 @@ def work(reference: str, data: str | None, labels: str | None) -> None:
     from dataflows.flow import dataflow
 
     # State is many small objects without cycles: they go when nothing names them, and looking for cycles is time lost.
-    gc.set_threshold(500_000, 20, 20)
+    # A look at more of the young ones at once would be a pause of hundreds of ms.
+    gc.set_threshold(*COLLECTOR)
     place = json.loads(os.environ["MILLRACE_WORKER"])
     _die_with(place["launcher"])
     settings = Settings.from_environment()
@@ -244,14 +249,17 @@ class Launcher:
         while True:
             Control(self._run.control).restart()
             Control(self._run.control).launcher = Phase.START
-            start = Startup(self._job, self._settings, self._request, self._say).prepare()
-            self._request = Request(retention=self._request.retention)  # a restart goes on where this run got to
-            if start.batch > reached:
-                failures, reached = 0, start.batch
+            start = None
             try:
+                start = Startup(self._job, self._settings, self._request, self._say).prepare()
+                self._request = Request(retention=self._request.retention)  # a restart goes on where this run got to
+                if start.batch > reached:
+                    failures, reached = 0, start.batch
                 self._attempt(start, lock, show)
                 return
-            except RunError as error:
+            except (RunError, InputError, SinkError) as error:
+                if start is None and isinstance(error, RunError):
+                    raise  # no restart would change it
                 failures += 1
                 if failures > self._restarts or self._signals:
                     raise
@@ -287,12 +295,9 @@ class Launcher:
             self._agent.close()
 
     def _settle(self, start: Start) -> None:
-        """Have outputs that publish by the checkpoint publish what the last one holds: no other comes after it."""
+        """Publish what the last checkpoint holds: no other comes after it."""
         positions = committed(self._run.recovery(start.branch), self._job.name, start.layout).sinks
-        for kind, sink in output_sinks(self._job, self.directory).items():
-            if sink.by_checkpoint:
-                output = Output(self._job.name, kind, start.branch, self._run.state)
-                sink.writer(output, positions.get(kind, start.sinks.get(kind))).close()
+        settle(self._job, self._run, start, positions)
 
     @property
     def stopped(self) -> bool:

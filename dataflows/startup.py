@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dataflows.changes import Change, Description, compare, describe, first_layo
 from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, openable
 from dataflows.connectors import Stdin
 from dataflows.control import write_whole
-from dataflows.job import Job, JobError
+from dataflows.job import Job, JobError, Output
 from dataflows.order import gap_text
 from dataflows.recovery import Committed, committed, create_recovery, remove_stale_snapshots, step_ids
 from dataflows.replay import inputs_of
@@ -86,6 +86,7 @@ class Startup:
             return self._branch_from(origin, before, changes)
         start, new, offsets = self._resume()
         gaps = self._check_gaps(offsets)
+        start = self._with_outputs_of_now(start)
         return self._branch_changed(start, before, changes, new) if changes or gaps else start
 
     def _before(self, origin: Manifest | None) -> Description:
@@ -241,6 +242,19 @@ class Startup:
             )
         return bool(found)
 
+    def _with_outputs_of_now(self, start: Start) -> Start:
+        """Without the positions of outputs that were of another kind when they were written: these begin anew."""
+        sinks = dict(start.sinks)
+        for kind, sink in output_sinks(self._job, self._run.path).items():
+            if kind in sinks and not sink.accepts(sinks[kind]):
+                if sink.size():
+                    raise RunError(
+                        f"the {kind} went elsewhere before, and {sink.where()} is not empty. Hint: move it away"
+                    )
+                self._say(f"the {kind} went elsewhere before; they begin anew in {sink.where()}")
+                del sinks[kind]
+        return start.model_copy(update={"sinks": sinks})
+
     # -- new branches
 
     def _branch_from(self, manifest: Manifest, before: Description, changes: list[Change]) -> Start:
@@ -259,6 +273,9 @@ class Startup:
         if not new:
             return self._open_branch(Checkpoints(self._run).find(str(start.version)), start.layout, before, changes)
         self._announce(changes)
+        # What was written without a checkpoint to show for it is of a job that is no more.
+        for left in (*self._run.state.glob(f"outputs/*-{start.branch}.json"),):
+            left.unlink()
         layout = next_layout(start.layout, before, self._job, self._now, self._reset_steps())
         changed = start.model_copy(update={"layout": layout, "job": self._now})
         self._run.order_log(start.branch).write_bytes(b"")
@@ -281,7 +298,9 @@ class Startup:
             outputs_of=None if manifest.branch == left else manifest.branch,
             job=self._now,
         )
+        start = self._with_outputs_of_now(start)
         self._check_outputs(start)
+        self._settle(branches[-1])
         self._announce(changes)
         self._say(f"branch {branch} begins at checkpoint {manifest.version}")
         self._keep_outputs(left)
@@ -292,6 +311,11 @@ class Startup:
         self._write_branches((*branches, start))
         self._put_outputs_back(start)
         return start
+
+    def _settle(self, left: Start) -> None:
+        """Publish what the last checkpoint of the branch that is left holds."""
+        positions = committed(self._run.recovery(left.branch), self._job.name, left.layout).sinks
+        settle(self._job, self._run, left, positions)
 
     def _check_outputs(self, start: Start) -> None:
         """Every output that the branch begins with must be there, before anything is changed."""
@@ -337,6 +361,17 @@ class Startup:
         write_whole(self._run.branches, dump_branches(branches), durable=True)
         if self._run.job.exists():
             write_whole(self._run.job, _pretty(branches[-1].job), durable=True)
+
+
+def settle(job: Job, run: RunDirectory, start: Start, positions: Mapping[str, Any]) -> None:
+    """Have outputs that publish by the checkpoint publish what the last one of a branch holds.
+
+    Raises `SinkError` or `InputError`.
+    """
+    for kind, sink in output_sinks(job, run.path).items():
+        position = positions.get(kind, start.sinks.get(kind))
+        if position is not None and sink.accepts(position):
+            sink.settle(Output(job.name, kind, start.branch, run.state), position)
 
 
 def read_job(run: RunDirectory) -> Description:

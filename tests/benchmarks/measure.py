@@ -29,7 +29,7 @@ JOB = ROOT / "examples" / "fraud" / "job.py"
 STATE_JOB = Path(__file__).with_name("state_job.py")
 START_POLL_S = 0.002
 POLL_S = 0.02
-WORKER_COLLECTOR = (500_000, 20, 20)
+WORKER_COLLECTOR = (20_000, 50, 20)
 """Thresholds of the garbage collector that `dataflows.runtime.work` sets in its workers; keep the two the same."""
 
 

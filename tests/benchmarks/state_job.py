@@ -41,4 +41,4 @@ job = Job(
 
 if FLUSH in os.environ:
     # Workers import this file before they build the flow: rows are then written at checkpoints only, or never.
-    flow.FLUSH = flow.FLUSH_QUESTIONS = int(os.environ[FLUSH])
+    flow.FLUSH = flow.FLUSH_LIVE = flow.FLUSH_QUESTIONS = flow.FLUSH_QUESTIONS_LIVE = int(os.environ[FLUSH])

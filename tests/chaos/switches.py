@@ -20,7 +20,7 @@ def apply() -> None:
     if flush:
         from dataflows import flow
 
-        flow.FLUSH = flow.FLUSH_QUESTIONS = int(flush)
+        flow.FLUSH = flow.FLUSH_LIVE = flow.FLUSH_QUESTIONS = flow.FLUSH_QUESTIONS_LIVE = int(flush)
     if "roll_back" in without:
         from dataflows.state import StateFile
 

@@ -114,6 +114,7 @@ class Stage:
     def __init__(self, secured: Secured, directory: Path) -> None:
         self.secured = secured
         self.out = directory / "run"
+        self.job = JOB
         topics = secured.topics
         self.payments, self.chargebacks, self.scores, self.outcomes, self.rejects = (
             topics.make(of) for of in ("payments", "chargebacks", "scores", "outcomes", "rejects")
@@ -127,8 +128,8 @@ class Stage:
     def millrace(self, *words: str, **variables: str) -> int:
         """A command of `millrace` in a process of its own, without a terminal; its exit code."""
         topics = (self.payments, self.chargebacks, self.scores, self.outcomes, self.rejects)
-        named = {"TOPICS": ",".join(topics), "PATIENCE": "8"} | variables
-        command = [sys.executable, "-m", "dataflows", words[0], JOB, "--directory", str(self.out), *words[1:]]
+        named = {"TOPICS": ",".join(topics), "PATIENCE": "4"} | variables
+        command = [sys.executable, "-m", "dataflows", words[0], self.job, "--directory", str(self.out), *words[1:]]
         done = subprocess.run(
             command, env=environment(**named), text=True, capture_output=True, cwd=ROOT, timeout=120, check=False,
             stdin=subprocess.DEVNULL,
@@ -144,11 +145,13 @@ class Stage:
         assert self.millrace("check", **variables) == 0, self.said
         assert self.millrace("rejects", **variables) == 0, self.said
         assert "rubbish" in self.said[-2]
+        # What is looked through below does hold what the runs knew.
+        assert any(self.payments.encode() in path.read_bytes() for path in self.out.rglob("*") if path.is_file())
         self.assert_silent(variables)
 
     def assert_silent(self, variables: dict[str, str]) -> None:
         """No password of these variables is in what was printed, nor in any file that the runs left."""
-        secrets = [variables[name] for name in variables if name.endswith("PASSWORD")]
+        secrets = [variables[name] for name in variables if name.endswith("PASSWORD") and variables[name]]
         assert secrets
         files = [path for path in self.out.rglob("*") if path.is_file()]
         for secret in secrets:
@@ -163,8 +166,6 @@ class Stage:
         assert "Traceback" not in self.said[-1]
         for word in words:
             assert word in self.said[-1]
-        assert self.millrace("check", **variables) == 1, self.said
-        assert "Traceback" not in self.said[-1]
         self.assert_silent({"PASSWORD": SECRET} | variables)
 
 
@@ -197,6 +198,34 @@ def test_a_job_runs_with_a_certificate(stage: Stage) -> None:
     stage.assert_works(**mutual(stage.secured))
 
 
+DECLARED = """
+import os
+from dataflows import Kafka, Outputs, Security
+from tests.integration import jobs
+
+who = dict(username="millrace", password=os.environ["OWN_PASSWORD"])
+how = dict(timeout=8, security=Security(protocol="SASL_PLAINTEXT", mechanism="PLAIN", **who))
+payments, chargebacks, scores, outcomes, rejects = os.environ["TOPICS"].split(",")
+job = jobs._job(
+    Kafka(payments, jobs.Payment, **how),
+    Kafka(chargebacks, jobs.Chargeback, **how),
+    Outputs(predictions=Kafka(scores, **how), outcomes=Kafka(outcomes, **how), rejects=Kafka(rejects, **how)),
+)
+"""
+
+
+def test_a_password_that_a_job_declares_is_not_kept(stage: Stage, tmp_path: Path) -> None:
+    """Nothing of what a run keeps of its declaration holds it, and what is wrong with it is said without it."""
+    (tmp_path / "declared.py").write_text(DECLARED)
+    stage.job = str(tmp_path / "declared.py")
+    brokers = stage.secured.named("PLAIN")["MILLRACE_KAFKA_BROKERS"]
+    stage.assert_works(MILLRACE_KAFKA_BROKERS=brokers, OWN_PASSWORD=SECRET)
+    (tmp_path / "declared.py").write_text(DECLARED.replace("SASL_PLAINTEXT", "SSL"))
+    stage.assert_refused("knows no mechanism", MILLRACE_KAFKA_BROKERS=brokers, OWN_PASSWORD=SECRET)
+    (tmp_path / "declared.py").write_text(DECLARED.replace("security=Security(", "security=dict("))
+    stage.assert_refused("is no Security", MILLRACE_KAFKA_BROKERS=brokers, OWN_PASSWORD=SECRET)
+
+
 def mutual(secured: Secured, who: str = "client", **variables: str) -> dict[str, str]:
     """The environment of a client with a certificate."""
     files = {"CA": secured.file("ca.pem"), "CERTIFICATE": secured.file(f"{who}.pem"), "KEY": secured.file(f"{who}.key")}
@@ -212,6 +241,10 @@ def test_a_wrong_password_is_said(stage: Stage, listener: str, mechanism: str) -
     if listener == "SECURE":
         named["MILLRACE_KAFKA_CA"] = stage.secured.file("ca.pem")
     stage.assert_refused("SaslAuthenticationFailedError", "MILLRACE_KAFKA_USERNAME, _PASSWORD", **named)
+    if listener == "PLAIN":
+        assert stage.millrace("check", **named) == 1
+        assert "SaslAuthenticationFailedError" in stage.said[-1]
+        stage.assert_silent(named)
 
 
 def test_an_unknown_ca_is_said(stage: Stage) -> None:

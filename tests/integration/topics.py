@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import NewPartitions, NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions, NewTopic
 
 from tests.integration.broker import Broker
 
@@ -52,6 +52,22 @@ class Topics:
         admin = KafkaAdminClient(bootstrap_servers=self.address)
         try:
             admin.delete_records({TopicPartition(topic, partition): offset})
+        finally:
+            admin.close()
+
+    def alter(self, topic: str, **settings: str) -> None:
+        """Change settings of a topic."""
+        admin = KafkaAdminClient(bootstrap_servers=self.address)
+        try:
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=settings)])
+        finally:
+            admin.close()
+
+    def remove(self, topic: str) -> None:
+        """Delete a topic."""
+        admin = KafkaAdminClient(bootstrap_servers=self.address)
+        try:
+            admin.delete_topics([topic])
         finally:
             admin.close()
 

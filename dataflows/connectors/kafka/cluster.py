@@ -82,6 +82,13 @@ class Security(BaseModel):
     key_password: SecretStr | None = None
     check_hostname: bool = True
 
+    def __init__(self, **named: Any) -> None:
+        try:
+            super().__init__(**named)
+        except ValidationError as error:
+            # What pydantic raises holds the values, whatever its text shows.
+            raise JobError(f"Security: {describe_faults(error, values=False)}") from None
+
     @model_validator(mode="after")
     def _fits(self) -> Security:
         sasl, tls = self.protocol.startswith("SASL_"), self.protocol.endswith("SSL")
@@ -101,9 +108,9 @@ class Security(BaseModel):
         """What the `MILLRACE_KAFKA_…` variables say. Raises `JobError`, never with a value in it."""
         named = {name: os.environ.get(f"MILLRACE_KAFKA_{name.upper()}") for name in cls.model_fields}
         try:
-            return cls.model_validate({name: value for name, value in named.items() if value})
-        except ValidationError as error:
-            raise JobError(f"the variables MILLRACE_KAFKA_…: {describe_faults(error, values=False)}") from None
+            return cls(**{name: value for name, value in named.items() if value})
+        except JobError as error:
+            raise JobError(str(error).replace("Security", "the variables MILLRACE_KAFKA_…", 1)) from None
 
     def options(self) -> dict[str, Any]:
         """As kafka-python takes them."""
@@ -161,10 +168,6 @@ class Cluster:
     """
 
     def __init__(self, brokers: str | None, security: Security | None, timeout: float) -> None:
-        try:
-            import kafka  # noqa: F401
-        except ModuleNotFoundError:
-            raise JobError("kafka-python is not installed. Hint: pip install 'millrace[kafka]'") from None
         named = brokers or os.environ.get(BROKERS)
         if not named:
             raise JobError(

@@ -1,15 +1,21 @@
 """A topic as an input: one consumer for all its partitions, offsets kept in checkpoints and nowhere else.
 
-The consumer fetches into a buffer for each partition. A partition whose buffer is full is paused, so a slow job slows
-reading down and memory stays bounded. Nothing here decides an order: that is the reader's business.
+A thread of the feed's own fetches into a buffer for each partition, so that the reader never waits for the network. A
+partition whose buffer is full is paused, so a slow job slows reading down and memory stays bounded. Nothing here
+decides an order: that is the reader's business.
+
+Only that thread uses the consumer, which is not made for more: what the reader wants of it goes through `_ask`.
 """
 
 from __future__ import annotations
 
+import threading
 import time as wall
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dataflows.events import Event, Message, NoEvent, Raw, Undecodable
@@ -27,8 +33,8 @@ BUFFER_BYTES = 8 << 20
 POLL_RECORDS = 100_000
 """All that was fetched is taken at once: what stays behind keeps its broker from being asked for more."""
 
-IDLE_POLL_S = 0.001
-"""Seconds between two looks at a consumer that had nothing."""
+POLL_MS = 20
+"""How long the thread waits for records before it looks what the reader wants."""
 
 NEWS_S = 0.25
 """Seconds for which more is expected of a partition that has more, though none came: a transaction may be open."""
@@ -36,9 +42,14 @@ NEWS_S = 0.25
 DISCOVER_S = 10.0
 """Seconds between two questions to the brokers for partitions that were added."""
 
+CLOSE_S = 5.0
+
 
 class KafkaPartition(Partition):
-    """One partition of a topic; its position is the offset of the next record."""
+    """One partition of a topic; its position is the offset of the next record.
+
+    The feed's thread appends to the buffer and then says how far it has fetched; the reader takes from it.
+    """
 
     numbered: ClassVar[bool] = True
 
@@ -49,53 +60,58 @@ class KafkaPartition(Partition):
         self._decoder = feed.declared.decoder
         self._end = end  # as of the start
         self._bounded = bounded
+        self._lock = threading.Lock()
+        self._buffer: deque[tuple[int, Message]] = deque()
+        self._bytes_in = self._bytes_out = 0
+        self._more_until = 0.0
         self.place: TopicPartition = feed.place(number)
         self.paused = False
+        self.moved = True
+        self.removed: tuple[int, int] | None = None
         self.highwater = end
-        self._buffer: deque[tuple[int, Message]] = deque()
-        self._bytes = 0
-        self._more_until = 0.0
+        self.behind_since = wall.monotonic()
         self.go_on_at(offset)
 
+    # -- the reader's side
+
     def go_on_at(self, position: int) -> None:
-        """Pull from this offset on."""
-        self._buffer.clear()
-        self._bytes = 0
-        self._next = self.fetched = position
-        self._pulled: list[int] = []
-        self._waiting_since = wall.monotonic()
-        self._feed.seek_all()
+        with self._lock:
+            self._buffer.clear()
+            self._bytes_in = self._bytes_out = 0
+            self._next = self.fetched = position
+            self._pulled: list[int] = []
+            self.removed = None
+            self.moved = True
         self._judge()
 
     def pull(self, limit: int) -> list[tuple[int, Raw]]:
+        self._feed.check()
         buffer = self._buffer
         if self.gap is not None:
             return []  # until the reader has taken note of it
-        if not buffer:
-            if self.done:
-                return []
-            self._feed.poll()
-        count = min(limit, len(buffer))
-        records = [buffer.popleft() for _ in range(count)]
+        if not buffer and self.removed is not None:
+            gap = self.removed
+            self.go_on_at(gap[1])
+            self.gap = gap
+            return []
+        records = [buffer.popleft() for _ in range(min(limit, len(buffer)))]
         if records:
             self._pulled = [offset for offset, _ in records]
             self._next = self._pulled[-1] + 1
-            self._bytes -= sum([_size(message) for _, message in records])
-            self._waiting_since = wall.monotonic()
+            self._bytes_out += sum([_size(message) for _, message in records])
         self._judge()
         return list[tuple[int, Raw]](records)
 
     def _judge(self) -> None:
         """Whether the end was reached, or more is on its way."""
+        fetched = self.fetched  # before the buffer is looked at: what was fetched up to here is in it
         empty = not self._buffer
-        self.done = self._bounded and empty and self.fetched >= self._end
+        self.done = self._bounded and empty and fetched >= self._end
         self.pending = (
             empty
             and not self.done
-            and (self.fetched < self._end or (self.fetched < self.highwater and wall.monotonic() < self._more_until))
+            and (fetched < self._end or (fetched < self.highwater and wall.monotonic() < self._more_until))
         )
-        if self.pending:
-            self._feed.check_patience(self.name, self._waiting_since)
 
     def position(self, back: int = 0) -> int:
         return self._pulled[-back] if back else self._next
@@ -123,44 +139,52 @@ class KafkaPartition(Partition):
         # Marks of transactions have offsets too, but are no records: where nothing waits, they were fetched.
         return max(self.highwater - (self._next if self._buffer else max(self._next, self.fetched)), 0)
 
-    # -- the feed's side
+    def close(self) -> None:
+        self._feed.drop(self)
 
-    def take(self, records: list[Any], fetched: int) -> None:
+    # -- the thread's side
+
+    def take(self, records: list[Any], fetched: int, highwater: int) -> None:
         """Records from the consumer, which has fetched up to an offset."""
-        self.fetched = fetched
-        for record in records:
-            if self._bounded and record.offset >= self._end:
-                self.fetched = self._end
-                break
-            message = Message(record.value, record.key, tuple(record.headers), record.timestamp)
-            self._buffer.append((record.offset, message))
-            self._bytes += _size(message)
-        if records:
-            self._more_until = wall.monotonic() + NEWS_S
+        with self._lock:
+            if self.moved:
+                return  # they are from elsewhere
+            for record in records:
+                if self._bounded and record.offset >= self._end:
+                    fetched = self._end
+                    break
+                message = Message(record.value, record.key, tuple(record.headers), record.timestamp)
+                self._buffer.append((record.offset, message))
+                self._bytes_in += _size(message)
+            now = wall.monotonic()
+            if records:
+                self._more_until = now + NEWS_S
+            if records or self.paused or fetched >= self._end:
+                self.behind_since = now
+            self.highwater = max(highwater, self.highwater)
+            self.fetched = fetched
 
-    def note_removed(self, first: int) -> None:
-        """What comes next is gone; the first there is."""
-        before = self.fetched
-        self.go_on_at(first)
-        self.gap = (before, first)
-
-    @property
-    def end_of_buffer(self) -> int:
-        """Where the consumer goes on behind what waits here."""
-        return self._buffer[-1][0] + 1 if self._buffer else self._next
+    def seek(self) -> int:
+        """Where the consumer is to go on; from now on what it gives is taken."""
+        with self._lock:
+            self.moved = False
+            self.behind_since = wall.monotonic()
+            return self.fetched
 
     @property
     def full(self) -> bool:
         """Whether enough was fetched for now."""
-        return len(self._buffer) >= BUFFER_RECORDS or self._bytes >= BUFFER_BYTES
+        return (
+            len(self._buffer) >= BUFFER_RECORDS
+            or self._bytes_in - self._bytes_out >= BUFFER_BYTES
+            or self.removed is not None
+        )
 
     @property
     def half_empty(self) -> bool:
         """Whether to fetch again."""
-        return len(self._buffer) <= BUFFER_RECORDS // 2 and self._bytes <= BUFFER_BYTES // 2
-
-    def close(self) -> None:
-        self._buffer.clear()
+        few = len(self._buffer) <= BUFFER_RECORDS // 2 and self._bytes_in - self._bytes_out <= BUFFER_BYTES // 2
+        return few and self.removed is None
 
 
 def _size(message: Message) -> int:
@@ -177,18 +201,26 @@ class KafkaFeed(Feed):
         self.topic = declared.topic
         self._mode = mode
         self._cluster = declared.cluster()
-        self._consumer = self._cluster.consumer(group=declared.group, discover=DISCOVER_S)
+        self._consumer = self._cluster.consumer(discover=DISCOVER_S)
+        self._committer: KafkaConsumer | None = None
         self._parts: dict[TopicPartition, KafkaPartition] = {}
-        self._moved = False
-        self._next_poll = 0.0
+        self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        self._error: BaseException | None = None
+        self._closing = False
+        self._looped_at = wall.monotonic()
+        self._thread: threading.Thread | None = None
         try:
             with self._cluster.asking(f"find topic {self.topic!r}"):
                 known = partitions_of(self._consumer, self.topic)
+                self._names = [f"{self.topic}/{place.partition}" for place in known]
                 self._first = self._consumer.beginning_offsets(known)
-                self._ends = self._find_ends(known)
+                self._ends = self._consumer.end_offsets(known)
+                self._until = self._find_until(known)
         except BaseException:
             self.close()
             raise
+        self._thread = threading.Thread(target=self._run, name=f"reads {self.topic}", daemon=True)
+        self._thread.start()
 
     def place(self, number: int) -> TopicPartition:
         """A partition as kafka-python names it."""
@@ -196,19 +228,17 @@ class KafkaFeed(Feed):
 
         return TopicPartition(self.topic, number)
 
-    def _find_ends(self, known: list[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where a bounded run ends: at a time, or where the topic ends now."""
-        ends: dict[TopicPartition, int] = self._consumer.end_offsets(known)
-        if self._mode.until is not None:
-            after = self._consumer.offsets_for_times(dict.fromkeys(known, self._mode.until // 1000))
-            ends |= {place: found.offset for place, found in after.items() if found is not None}
-        return ends
+    def _find_until(self, known: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where a run ends that ends at a time; partitions without a later record are not named."""
+        if self._mode.until is None:
+            return {}
+        after = self._consumer.offsets_for_times(dict.fromkeys(known, self._mode.until // 1000))
+        return {place: found.offset for place, found in after.items() if found is not None}
 
     # -- the reader's side
 
     def names(self) -> list[str]:
-        known = self._consumer.partitions_for_topic(self.topic) or ()
-        return [f"{self.topic}/{number}" for number in sorted(known)]
+        return self._names
 
     def open(self, name: str, position: Any | None) -> KafkaPartition:
         place = self._named(name)
@@ -221,15 +251,19 @@ class KafkaFeed(Feed):
             )
         if wanted < first and position is not None and self._mode.on_gap == "stop":
             raise InputError(gap_text(name, wanted, first))
+        end = min(end, self._until.get(place, end))
         part = KafkaPartition(self, place.partition, max(wanted, first), end, bounded=not self._mode.follow)
         if wanted < first and position is not None:
             part.gap = (wanted, first)
-        self._parts[place] = part
-        self._moved = True
+        self._parts = {**self._parts, place: part}
         return part
 
     def open_added(self, name: str) -> KafkaPartition:
         return self.open(name, self._bounds(self._named(name))[0])
+
+    def drop(self, part: KafkaPartition) -> None:
+        """A partition is not read any more."""
+        self._parts = {place: other for place, other in self._parts.items() if other is not part}
 
     def _named(self, name: str) -> TopicPartition:
         return self.place(int(name.rpartition("/")[2]))
@@ -237,9 +271,8 @@ class KafkaFeed(Feed):
     def _bounds(self, place: TopicPartition) -> tuple[int, int]:
         """The first offset there is and the end; of a partition that was added they must be asked for."""
         if place not in self._first:
-            with self._cluster.asking(f"find {place.topic}/{place.partition}"):
-                self._first |= self._consumer.beginning_offsets([place])
-                self._ends |= self._consumer.end_offsets([place])
+            self._first |= self._ask(lambda: self._consumer.beginning_offsets([place]))
+            self._ends |= self._ask(lambda: self._consumer.end_offsets([place]))
         return self._first[place], self._ends[place]
 
     def _start_of(self, place: TopicPartition) -> int:
@@ -251,85 +284,127 @@ class KafkaFeed(Feed):
             return end
         if isinstance(start, dict):
             return int(start.get(place.partition, first))
-        with self._cluster.asking(f"find {self.topic!r} by time"):
-            found = self._consumer.offsets_for_times({place: start // 1000})[place]
+        found = self._ask(lambda: self._consumer.offsets_for_times({place: start // 1000}))[place]
         return end if found is None else int(found.offset)
 
     def note_checkpoint(self, positions: dict[str, Any]) -> None:
-        if self.declared.group is not None:
-            from kafka import OffsetAndMetadata
+        if self.declared.group is None or not positions:
+            return
+        from kafka import OffsetAndMetadata
 
-            offsets = {self._named(name): OffsetAndMetadata(at, "", -1) for name, at in positions.items()}
-            self._consumer.commit_async(offsets)
+        offsets = {self._named(name): OffsetAndMetadata(at, "", -1) for name, at in positions.items()}
+        self._asked.put((lambda: self._commit(offsets), Future()))
 
-    def close(self) -> None:
-        self._consumer.close(autocommit=False, timeout_ms=1000)
+    def _commit(self, offsets: Any) -> None:
+        """By a consumer of its own: nothing of a group may keep the records from coming."""
+        if self._committer is None:
+            self._committer = self._cluster.consumer(group=self.declared.group)
+        self._committer.commit_async(offsets)
 
-    # -- the partitions' side
-
-    def seek_all(self) -> None:
-        """Before the next poll let the consumer go on where the partitions are."""
-        self._moved = True
-
-    def check_patience(self, name: str, since: float) -> None:
-        """Raise `InputError` when brokers kept silent for too long though they have records."""
-        if wall.monotonic() - since > self.declared.timeout:
+    def check(self) -> None:
+        """Raise what ended the thread, or that it hangs."""
+        if self._error is not None:
+            raise self._error
+        if wall.monotonic() - self._looped_at > 2 * self.declared.timeout:
             raise InputError(
-                f"{name}: no answer from {self._cluster.brokers} for {self.declared.timeout:.0f} s, though there are "
-                "records. Hint: the job goes on from its checkpoint when it is started again"
+                f"topic {self.topic!r}: kafka-python has not come back for {2 * self.declared.timeout:.0f} s"
             )
 
-    def poll(self) -> None:
-        """Hand on what has come; never waits for more."""
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """Have the thread do something with the consumer; its answer."""
+        answer: Future[Any] = Future()
+        self._asked.put((question, answer))
+        with self._cluster.asking(f"find out about topic {self.topic!r}"):
+            return answer.result(timeout=self.declared.timeout)
+
+    def close(self) -> None:
+        self._closing = True
+        if self._thread is not None:
+            self._thread.join(timeout=CLOSE_S)
+        for consumer in (self._consumer, self._committer):
+            if consumer is not None:
+                consumer.close(autocommit=False, timeout_ms=1000)
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._looped_at = wall.monotonic()
+                self._answer()
+                with self._cluster.asking(f"read topic {self.topic!r}"):
+                    self._fetch()
+        except BaseException as error:  # noqa: BLE001 - told to the reader, which ends the run
+            self._error = error
+
+    def _answer(self) -> None:
+        """Do what the reader asked for."""
+        while True:
+            try:
+                question, answer = self._asked.get_nowait()
+            except Empty:
+                return
+            try:
+                answer.set_result(question())
+            except BaseException as error:  # noqa: BLE001 - told to whoever asked
+                answer.set_exception(error)
+
+    def _fetch(self) -> None:
+        """Hand on what comes within a while."""
         from kafka.errors import OffsetOutOfRangeError
 
-        now = wall.monotonic()
-        if now < self._next_poll or not self._parts:
+        parts = self._parts
+        # `KafkaConsumer.partitions_for_topic` would ask brokers, each time, for a topic that is gone.
+        known = self._consumer._cluster.partitions_for_topic(self.topic)
+        if known:
+            self._names = [f"{self.topic}/{number}" for number in sorted(known)]
+        self._assign(parts)
+        if not parts:
+            wall.sleep(POLL_MS / 1000)
             return
-        if self._moved:
-            self._assign()
         try:
-            with self._cluster.asking(f"read topic {self.topic!r}"):
-                try:
-                    found = self._consumer.poll(timeout_ms=0, max_records=POLL_RECORDS)
-                except OffsetOutOfRangeError as error:
-                    self._find_removed(error.args[0])
-                    return
-        finally:
-            self._next_poll = now
-        for place, part in self._parts.items():
-            records = found.get(place, [])
-            part.highwater = max(self._consumer.highwater(place) or 0, part.highwater)
-            part.take(records, self._fetched(place, part))
+            found = self._consumer.poll(timeout_ms=POLL_MS, max_records=POLL_RECORDS)
+        except OffsetOutOfRangeError as error:
+            self._note_removed(error.args[0], parts)
+            return
+        for place, part in parts.items():
+            part.take(found.get(place, []), self._fetched(place, part), self._consumer.highwater(place) or 0)
             if part.full and not part.paused:
                 part.paused = True
                 self._consumer.pause(place)
             elif part.paused and part.half_empty:
                 part.paused = False
                 self._consumer.resume(place)
-        if not found:
-            self._next_poll = now + IDLE_POLL_S
+            elif wall.monotonic() - part.behind_since > self.declared.timeout:
+                raise InputError(
+                    f"{part.name}: no answer from {self._cluster.brokers} for {self.declared.timeout:.0f} s, though "
+                    "there are records. Hint: the job goes on from its checkpoint when it is started again"
+                )
+
+    def _assign(self, parts: dict[TopicPartition, KafkaPartition]) -> None:
+        """Let the consumer go on where the reader wants it to."""
+        if self._consumer.assignment() != set(parts):
+            self._consumer.assign(list(parts))
+        for place, part in parts.items():
+            if part.moved:
+                self._consumer.seek(place, part.seek())
 
     def _fetched(self, place: TopicPartition, part: KafkaPartition) -> int:
-        # `KafkaConsumer.position` goes to the network thread and back for what stands here.
+        # `KafkaConsumer.position` asks brokers for what it does not know; here it stands.
         position = self._consumer._subscription.assignment[place].position
         return part.fetched if position is None else int(position.offset)
 
-    def _assign(self) -> None:
-        self._moved = False
-        self._consumer.assign(list(self._parts))
-        for place, part in self._parts.items():
-            # Of what the consumer has fetched behind our back nothing is kept: it is fetched again.
-            self._consumer.seek(place, part.end_of_buffer)
-
-    def _find_removed(self, wanted: dict[TopicPartition, int]) -> None:
+    def _note_removed(self, wanted: dict[TopicPartition, int], parts: dict[TopicPartition, KafkaPartition]) -> None:
         """Records that come next were removed, by retention most likely: stop, or go on behind them."""
         self._first |= self._consumer.beginning_offsets(list(wanted))
         for place, offset in wanted.items():
-            part, first = self._parts[place], self._first[place]
+            part, first = parts[place], self._first[place]
             if self._mode.on_gap == "stop" or first <= offset:
                 raise InputError(gap_text(part.name, offset, first))
-            part.note_removed(first)
+            # What was fetched before comes first; then the reader takes note.
+            part.removed = (offset, first)
+            part.paused = True
+            self._consumer.pause(place)
 
 
 def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
@@ -367,21 +442,24 @@ def find_gaps(declared: Kafka, positions: dict[str, Any]) -> dict[str, tuple[int
     }
 
 
-def read_topic(declared: Kafka, begin: dict[int, int] | None = None, committed: bool = True) -> Iterator[Any]:
-    """The records of a topic as kafka-python gives them, up to its end as of now.
+def read_topic(declared: Kafka, begin: dict[int, int] | None = None) -> Iterator[Any]:
+    """The committed records of a topic as kafka-python gives them, up to its end as of now.
 
-    `begin` are offsets by partition; partitions that are not named are read from their beginning.
+    `begin` are offsets by partition; partitions that are not named, and those that end before (made anew since), are
+    read from their beginning. Waits for transactions that are open to end. Raises `InputError`.
     """
     cluster = declared.cluster()
-    with closing(cluster.consumer(committed)) as consumer, cluster.asking(f"read topic {declared.topic!r}"):
+    with closing(cluster.consumer()) as consumer, cluster.asking(f"read topic {declared.topic!r}"):
         places = partitions_of(consumer, declared.topic)
-        first, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
+        first, ends = consumer.beginning_offsets(places), _true_ends(cluster, places)
         left = {}
         consumer.assign(places)
         for place in places:
-            at = max((begin or {}).get(place.partition, 0), first[place])
-            consumer.seek(place, min(at, ends[place]))
-            if at < ends[place]:
+            at = (begin or {}).get(place.partition, 0)
+            if at > ends[place]:
+                at = 0
+            consumer.seek(place, max(at, first[place]))
+            if max(at, first[place]) < ends[place]:
                 left[place] = ends[place]
         silent_since = wall.monotonic()
         while left:
@@ -389,8 +467,18 @@ def read_topic(declared: Kafka, begin: dict[int, int] | None = None, committed: 
             if found:
                 silent_since = wall.monotonic()
             elif wall.monotonic() - silent_since > declared.timeout:
-                raise InputError(f"topic {declared.topic!r}: no answer from {cluster.brokers}")
+                raise InputError(
+                    f"topic {declared.topic!r} at {cluster.brokers} could not be read to its end within "
+                    f"{declared.timeout:.0f} s. Hint: are the brokers up? Does a transaction stay open?"
+                )
             for place, records in found.items():
                 yield from (record for record in records if record.offset < ends[place])
             for place in [place for place, end in left.items() if (consumer.position(place) or 0) >= end]:
                 del left[place]
+
+
+def _true_ends(cluster: Any, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+    """Where partitions end, open transactions included."""
+    with closing(cluster.consumer(committed=False)) as consumer:
+        ends: dict[TopicPartition, int] = consumer.end_offsets(places)
+        return ends

@@ -18,12 +18,16 @@ RESUBMITTED = "millrace.resubmitted"
 
 
 class Returning:
-    """Sends records of a topic to it again: value, key, timestamp, headers and partition as they were, and where that
-    was in one more header."""
+    """Sends records of a topic to it again: value, key, headers and partition as they were, their place in one more.
+
+    The timestamp is that of now, as retention counts from it: with an old one a topic may drop the record at once.
+    Where a decoder may take the event's time from it, it stays as it was.
+    """
 
     def __init__(self, declared: Kafka) -> None:
         self._topic = declared.topic
         self._timeout = declared.timeout
+        self._timely = declared.decoder is not None
         self._cluster = declared.cluster()
         # A consumer makes no topics; a producer would bring one that was deleted to life again.
         with closing(self._cluster.consumer()) as consumer, self._cluster.asking(f"find topic {self._topic!r}"):
@@ -59,7 +63,7 @@ class Returning:
             message.key,
             [*headers, (RESUBMITTED, place.encode())],
             partition=number if number in self._partitions else None,
-            timestamp_ms=message.timestamp if message.timestamp > 0 else None,
+            timestamp_ms=message.timestamp if self._timely and message.timestamp > 0 else None,
         )
 
     def close(self) -> None:

@@ -72,12 +72,22 @@ class Kafka(Source, Sink):
     encoder: Callable[[Any], bytes] | None = None
     mode: Literal["immediate", "transactional"] = "immediate"
     compression: Literal["gzip", "snappy", "lz4", "zstd"] | None = None
-    timeout: float = Field(default=120.0, ge=2.0)
+    timeout: float = Field(default=120.0, ge=2.0, allow_inf_nan=False)
     security: Security | None = None
 
     def __init__(self, topic: str, event: type[Event] = Event, /, **named: Any) -> None:
+        if not isinstance(named.get("security"), Security | None):
+            # Said here, as pydantic would quote what may be a password.
+            raise JobError("Kafka: security: is no Security. Hint: Security(protocol='SASL_SSL', ...)")
         with faults_of("Kafka"):
             BaseModel.__init__(self, topic=topic, event=event, **named)
+
+    @field_validator("topic")
+    @classmethod
+    def _check_topic(cls, topic: str) -> str:
+        if topic in (".", ".."):
+            raise ValueError("Kafka has no topics of this name")
+        return topic
 
     @field_validator("start")
     @classmethod
@@ -148,6 +158,16 @@ class Kafka(Source, Sink):
         writer = TransactionalWriter if self.by_checkpoint else ImmediateWriter
         return writer(self, output, position)
 
+    def accepts(self, position: Any) -> bool:
+        return isinstance(position, dict) and "tag" in position
+
+    def settle(self, output: Output, position: Any | None) -> None:
+        from dataflows.connectors.kafka.outbox import Outbox
+
+        outbox = Outbox(output.state / "outbox" / f"{output.kind}-{output.branch}")
+        if isinstance(position, dict) and any(segment.last <= position["count"] for segment in outbox.complete()):
+            self.writer(output, position).close()
+
     def encode(self, records: list[Record], keys: list[Any]) -> list[Encoded]:
         encoder = self.encoder or _json
         return [_encoded(record, key, encoder) for record, key in zip(records, keys, strict=True)]
@@ -191,8 +211,16 @@ def _encoded(record: Record, key: Any, encoder: Callable[[Any], bytes]) -> Encod
     return name.encode(errors="backslashreplace"), value, [("time", record.time.isoformat().encode())]
 
 
-SAID = ("reason", "detail", "place", "timestamp", "null")
+LETTER_BYTES = 900_000
+"""Of a larger record a dead letter keeps a part: topics take no more than 1 MB unless they are told to, and one that is
+refused would stop the job, again and again."""
+
+SAID = ("reason", "detail", "place", "timestamp", "null", "cut")
 """What a dead letter says in headers of its own, `millrace.reason` and so on, in this order and behind those it had."""
+
+
+_DETAIL = 20_000
+"""Characters of a detail at most; code of the user's may say anything."""
 
 
 def _encoded_reject(record: Reject) -> Encoded:
@@ -202,17 +230,24 @@ def _encoded_reject(record: Reject) -> Encoded:
     empty key and a header which says so.
     """
     message = record.message()
-    said = {"reason": record.reason, "detail": record.detail, "place": record.place}
+    said = {"reason": record.reason, "detail": record.detail[:_DETAIL], "place": record.place}
     if record.timestamp is not msgspec.UNSET:
         said["timestamp"] = str(record.timestamp)
     key = message.key
     if key is None and message.value is None:
         said["null"] = "key"
         key = b""
+    value = message.value
     headers = [(name, value if value is not None else b"") for name, value in message.headers]
+    size = len(key or b"") + len(value or b"") + sum(2 * len(name) + len(text) for name, text in headers)
+    if size > LETTER_BYTES:
+        said["cut"] = str(size)
+        headers = []
+        key = None if key is None else key[: LETTER_BYTES // 4]
+        value = None if value is None else value[: LETTER_BYTES // 2]
     # Whatever a detail quotes must not stop a job.
     headers += [(f"millrace.{name}", text.encode(errors="backslashreplace")) for name, text in said.items()]
-    return key, message.value, headers
+    return key, value, headers
 
 
 def decode_reject(letter: Message, job: str) -> Reject | None:
@@ -233,5 +268,6 @@ def decode_reject(letter: Message, job: str) -> Reject | None:
         said[name] = (headers.pop()[1] or b"").decode(errors="backslashreplace")
     key = None if "null" in said else letter.key
     raw = Message(letter.value, key, tuple(headers), int(said.get("timestamp", 0)))
-    known = "timestamp" in said
-    return reject(said["reason"], said.get("detail", ""), said.get("place", ""), raw if known else letter.value or b"")
+    original = raw if "timestamp" in said else letter.value or b""
+    found = reject(said["reason"], said.get("detail", ""), said.get("place", ""), original)
+    return msgspec.structs.replace(found, cut=int(said["cut"])) if "cut" in said else found

@@ -8,7 +8,7 @@ what is in the topic already is found by them and not sent twice.
 the checkpoint are looked for in the topic.
 
 `transactional`: records wait in an outbox until the checkpoint after them is complete, then go out in one transaction.
-After a kill the outbox knows what the checkpoint held, and the topic (its last number) what was published of that.
+After a kill the outbox knows what the checkpoint held, and the topic what was published of that.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from __future__ import annotations
 import threading
 import time as wall
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty, Full, Queue
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
@@ -26,34 +27,32 @@ import msgspec
 from dataflows.connectors.kafka.outbox import Outbox, Segment, read
 from dataflows.connectors.kafka.reading import partitions_of, read_topic
 from dataflows.control import write_whole
-from dataflows.job import Output, SinkWriter
+from dataflows.job import Output, SinkError, SinkWriter
 
 if TYPE_CHECKING:
     from dataflows.connectors.kafka.topic import Encoded, Kafka
 
 HEADER = "millrace"
-"""The header that holds job, tag and number of a record."""
+"""The header that holds job, tag and number of a record; the last one of that name counts."""
 
 UNACKNOWLEDGED = 50_000
-"""Records that may be under way to the brokers at once; then writing waits."""
+UNACKNOWLEDGED_BYTES = 64 << 20
+"""Records, and bytes of them, that may be under way to the brokers at once; then writing waits."""
 
 SEGMENTS = 8
 """Checkpoints whose records may wait for their transactions at once; then writing waits."""
 
 
-class SinkError(RuntimeError):
-    """An output that cannot be written."""
-
-
-class _Begin(msgspec.Struct, frozen=True):
-    """Of an output of one run: the tag of its records, and where the topic ended before the first of them."""
+class Begin(msgspec.Struct, frozen=True):
+    """Of an output of one branch: the tag of its records, the topic, and where that ended before the first of them."""
 
     tag: str
+    topic: str
     offsets: dict[str, int]
 
 
 class _Writer(SinkWriter):
-    """What both modes have in common: numbers, tags, what is in the topic already."""
+    """What both modes have in common: numbers, tags, what is in the topic already, what is under way."""
 
     def __init__(self, declared: Kafka, output: Output, position: Any | None) -> None:
         self._declared = declared
@@ -65,28 +64,42 @@ class _Writer(SinkWriter):
         self._count: int = kept.get("count", 0)
         same = kept.get("tag") == self._begin.tag
         self._offsets: dict[str, int] = dict(kept["offsets"] if same else self._begin.offsets)
+        self._published: int = kept.get("published", 0) if same else 0
+        # Together, as a checkpoint keeps them: up to which record all is in the topic, and where that goes on.
+        self._settled = (self._published, dict(self._offsets))
         self._prefix = f"{output.job}/{self._begin.tag}/"
+        self._under_way: deque[tuple[float, int, Any]] = deque()
+        self._bytes = 0
+        self._outbox = Outbox(output.state / "outbox" / f"{output.kind}-{output.branch}")
+        self._outbox.begin(self._count)
+        self._there: set[int] = set()
 
-    def _begun(self) -> _Begin:
-        """Written before the first record is sent: a run that is killed before its first checkpoint must find it."""
+    def _begun(self) -> Begin:
+        """Written before the first record is sent: a run that is killed before its first checkpoint must find it.
+
+        A topic of another name is begun anew.
+        """
         path = self._output.state / "outputs" / f"{self._output.kind}-{self._output.branch}.json"
         if path.exists():
-            return msgspec.json.decode(path.read_bytes(), type=_Begin)
-        begin = _Begin(uuid4().hex[:12], self._ends())
+            begin = msgspec.json.decode(path.read_bytes(), type=Begin)
+            if begin.topic == self._topic:
+                return begin
+        begin = Begin(uuid4().hex[:12], self._topic, self._ends())
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, msgspec.json.encode(begin), durable=True)
         return begin
 
     def _ends(self) -> dict[str, int]:
         """Where the topic ends now, by partition; it is made here, where brokers make topics on demand."""
-        from kafka import KafkaProducer  # noqa: F401 - a broken installation fails here, with its own message
+        from kafka.errors import KafkaError
 
         producer = self._cluster.producer(None)
         try:
             with self._cluster.asking(f"find or make topic {self._topic!r}"):
                 producer.partitions_for(self._topic)
         finally:
-            producer.close(timeout=5)
+            with suppress(KafkaError):
+                producer.close(timeout=5)
         consumer = self._cluster.consumer(committed=False)
         try:
             with self._cluster.asking(f"find topic {self._topic!r}"):
@@ -95,71 +108,48 @@ class _Writer(SinkWriter):
             consumer.close(autocommit=False, timeout_ms=1000)
         return {str(place.partition): end for place, end in ends.items()}
 
-    def _numbers_there(self, committed: bool) -> set[int]:
-        """The numbers of this output's records that are in the topic, of those after the checkpoint."""
+    def _numbers_there(self) -> set[int]:
+        """The numbers of this output's records that are in the topic, of those after what is known to be there."""
         found = set()
+        prefix = self._prefix.encode()
         begin = {int(number): at for number, at in self._offsets.items()}
-        for record in read_topic(self._declared, begin, committed):
-            for name, value in record.headers:
-                if name == HEADER and value is not None and value.decode().startswith(self._prefix):
-                    found.add(int(value[len(self._prefix) :]))
+        for record in read_topic(self._declared, begin):
+            # Dead letters have the headers of their originals before ours.
+            name, value = record.headers[-1] if record.headers else ("", None)
+            if name == HEADER and value is not None and value.startswith(prefix) and value[len(prefix) :].isdigit():
+                found.add(int(value[len(prefix) :]))
         return found
 
-    def _header(self, number: int) -> tuple[str, bytes]:
-        return HEADER, f"{self._prefix}{number}".encode()
+    def _numbered(self, number: int, headers: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        return [*headers, (HEADER, f"{self._prefix}{number}".encode())]
 
-    def _note(self, future: Any) -> None:
-        """An acknowledged record: where the topic goes on behind it. Raises `SinkError` for one that failed."""
-        if future.failed():
-            self._fail(future.exception)
-        where = future.value
-        self._offsets[str(where.partition)] = where.offset + 1
+    # -- sending
 
-    def _fail(self, error: BaseException) -> NoReturn:
-        raise SinkError(
-            f"{self._output.kind} could not be written to topic {self._topic!r} at {self._cluster.brokers} within "
-            f"{self._declared.timeout:.0f} s: {type(error).__name__}: {error}. "
-            "Hint: the job goes on from its checkpoint when it is started again"
-        ) from None
-
-    def _position(self) -> dict[str, Any]:
-        return {"tag": self._begin.tag, "count": self._count, "offsets": dict(self._offsets)}
-
-
-class ImmediateWriter(_Writer):
-    """Sends at once; what the topic has already is left out."""
-
-    def __init__(self, declared: Kafka, output: Output, position: Any | None) -> None:
-        super().__init__(declared, output, position)
-        self._there = {number for number in self._numbers_there(committed=False) if number > self._count}
-        self._producer = self._cluster.producer(declared.compression)
-        self._under_way: deque[tuple[float, Any]] = deque()
-
-    def write(self, chunk: list[Encoded]) -> None:
-        now = wall.monotonic()
-        for key, value, headers in chunk:
-            self._count += 1
-            if self._there and self._count in self._there:
-                self._there.discard(self._count)
-            else:
-                self._under_way.append((now, self._send(key, value, [*headers, self._header(self._count)])))
-        self._collect()
-        while len(self._under_way) > UNACKNOWLEDGED:
-            self._wait()
-
-    def _send(self, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
+    def _send(self, producer: Any, record: Encoded) -> None:
+        """Send one; wait where too much is under way."""
         from kafka.errors import KafkaError
 
+        key, value, headers = record
+        size = len(value or b"") + len(key or b"") + 64
         try:
-            return self._producer.send(self._topic, value, key, headers)
-        except KafkaError as error:
+            future = producer.send(self._topic, value, key, headers)
+        except (KafkaError, OSError) as error:
             self._fail(error)
+        self._under_way.append((wall.monotonic(), size, future))
+        self._bytes += size
+        while len(self._under_way) > UNACKNOWLEDGED or self._bytes > UNACKNOWLEDGED_BYTES:
+            self._wait()
 
     def _collect(self) -> None:
         """Take note of what was acknowledged, in order."""
         under_way = self._under_way
-        while under_way and under_way[0][1].is_done:
-            self._note(under_way.popleft()[1])
+        while under_way and under_way[0][2].is_done:
+            _, size, future = under_way.popleft()
+            self._bytes -= size
+            if future.failed():
+                self._fail(future.exception)
+            where = future.value
+            self._offsets[str(where.partition)] = where.offset + 1
         if under_way and wall.monotonic() - under_way[0][0] > self._declared.timeout:
             # The client's own bound does not always hold when a broker vanishes from the metadata.
             self._fail(TimeoutError("not acknowledged"))
@@ -168,23 +158,72 @@ class ImmediateWriter(_Writer):
         """Until the oldest record is acknowledged."""
         from kafka.errors import KafkaError
 
-        sent, future = self._under_way[0]
+        sent, _, future = self._under_way[0]
         try:
             future.get(timeout=max(sent + self._declared.timeout - wall.monotonic(), 0.001))
         except KafkaError as error:
             self._fail(error)
         self._collect()
 
+    def _wait_for_all(self) -> None:
+        while self._under_way:
+            self._wait()
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        if isinstance(error, SinkError):
+            raise error
+        raise SinkError(
+            f"{self._output.kind} could not be written to topic {self._topic!r} at {self._cluster.brokers} within "
+            f"{self._declared.timeout:.0f} s: {type(error).__name__}: {error}. "
+            "Hint: the job goes on from its checkpoint when it is started again"
+        ) from None
+
+    def _settle(self, number: int) -> None:
+        """All records up to this one are in the topic."""
+        self._published = number
+        self._settled = (number, dict(self._offsets))
+
+    def _position(self) -> dict[str, Any]:
+        published, offsets = self._settled
+        return {"tag": self._begin.tag, "count": self._count, "published": published, "offsets": offsets}
+
+
+class ImmediateWriter(_Writer):
+    """Sends at once; what the topic has already is left out."""
+
+    def __init__(self, declared: Kafka, output: Output, position: Any | None) -> None:
+        super().__init__(declared, output, position)
+        self._there = self._numbers_there()
+        self._producer = self._cluster.producer(declared.compression)
+        for segment in self._outbox.complete():  # of a time when the mode was another
+            for number, (key, value, headers) in enumerate(read(segment), segment.first):
+                if number not in self._there and number > self._published:
+                    self._send(self._producer, (key, value, headers))
+            self._wait_for_all()
+            segment.path.unlink()
+
+    def write(self, chunk: list[Encoded]) -> None:
+        for key, value, headers in chunk:
+            self._count += 1
+            if self._there and self._count in self._there:
+                self._there.discard(self._count)
+            else:
+                self._send(self._producer, (key, value, self._numbered(self._count, headers)))
+        self._collect()
+
     def flush(self) -> None:
         return  # under way already
 
     def position(self) -> dict[str, Any]:
-        while self._under_way:
-            self._wait()
+        self._wait_for_all()
+        self._settle(self._count)
         return self._position()
 
     def close(self) -> None:
-        self._producer.close(timeout=1)
+        from kafka.errors import KafkaError
+
+        with suppress(KafkaError):
+            self._producer.close(timeout=1)
 
 
 class TransactionalWriter(_Writer):
@@ -192,38 +231,43 @@ class TransactionalWriter(_Writer):
 
     def __init__(self, declared: Kafka, output: Output, position: Any | None) -> None:
         super().__init__(declared, output, position)
-        self._outbox = Outbox(output.state / "outbox" / f"{output.kind}-{output.branch}")
-        self._outbox.begin(self._count)
-        self._closed_at = self._count
         self._error: BaseException | None = None
         self._busy_since: float | None = None
-        # Beginning fences a run that may still be somewhere, and ends what it left open.
         self._producer = self._cluster.producer(declared.compression, f"millrace-{output.job}-{self._begin.tag}")
-        self._producing = threading.Lock()
+        # Fences a run that may still be somewhere, and ends what it left open: before the topic is read.
+        self._within_bound(self._producer.init_transactions)
+        self._there = self._numbers_there()
+        for segment in self._outbox.complete():
+            self._within_bound(lambda left=segment: self._publish(left))  # type: ignore[misc]
+        self._queued = self._count
         self._queue: Queue[Segment | None] = Queue(SEGMENTS)
-        with self._cluster.asking("begin transactions"):
-            self._producer.init_transactions()
-        self._publish_left()
-        self._thread = threading.Thread(target=self._publish_queued, daemon=True)
+        self._thread = threading.Thread(target=self._publish_queued, name=f"writes {self._topic}", daemon=True)
         self._thread.start()
 
-    def _publish_left(self) -> None:
-        """What a checkpoint holds and the topic does not."""
-        left = self._outbox.complete()
-        if not left:
-            return
-        published = max(self._numbers_there(committed=True), default=0)
-        for segment in left:
-            if segment.last > published:
-                self._publish(segment)
-            segment.path.unlink()
+    def _within_bound(self, work: Callable[[], Any]) -> None:
+        """Do what kafka-python would wait for without an end."""
+        failed: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failed.append(error)
+
+        thread = threading.Thread(target=body, daemon=True)
+        thread.start()
+        thread.join(self._declared.timeout)
+        if thread.is_alive():
+            self._fail(TimeoutError("no answer"))
+        if failed:
+            self._fail(failed[0])
 
     def write(self, chunk: list[Encoded]) -> None:
         self._check()
         records = []
         for key, value, headers in chunk:
             self._count += 1
-            records.append((key, value, [*headers, self._header(self._count)]))
+            records.append((key, value, self._numbered(self._count, headers)))
         self._outbox.add(records)
 
     def begin_epoch(self) -> None:
@@ -231,8 +275,6 @@ class TransactionalWriter(_Writer):
         for segment in self._outbox.complete():
             if segment.first > self._queued:
                 self._enqueue(segment)
-
-    _queued = 0
 
     def _enqueue(self, segment: Segment) -> None:
         deadline = wall.monotonic() + self._declared.timeout
@@ -252,18 +294,23 @@ class TransactionalWriter(_Writer):
             while (segment := self._queue.get()) is not None:
                 self._busy_since = wall.monotonic()
                 self._publish(segment)
-                segment.path.unlink()
                 self._busy_since = None
         except BaseException as error:  # noqa: BLE001 - told to whoever writes next
             self._error = error
 
     def _publish(self, segment: Segment) -> None:
-        """One transaction."""
-        self._producer.begin_transaction()
-        futures = [self._producer.send(self._topic, value, key, headers) for key, value, headers in read(segment)]
-        self._producer.commit_transaction()
-        for future in futures:
-            self._note(future)
+        """One transaction, of what the topic does not have. Nothing is committed before all is acknowledged."""
+        if segment.last > self._published:
+            left = [record for number, record in enumerate(read(segment), segment.first) if number not in self._there]
+            if left:
+                self._producer.begin_transaction()
+                for record in left:
+                    self._send(self._producer, record)
+                self._wait_for_all()
+                self._producer.commit_transaction()
+            self._there -= set(range(segment.first, segment.last + 1))
+            self._settle(segment.last)
+        segment.path.unlink()
 
     def _check(self) -> None:
         if self._error is not None:
@@ -280,8 +327,12 @@ class TransactionalWriter(_Writer):
         return self._position()
 
     def close(self) -> None:
-        with suppress(Empty, Full):
+        from kafka.errors import KafkaError
+
+        with suppress(Full):
             self._queue.put(None, timeout=0.1)
         self._outbox.close()
         self._thread.join(timeout=5)
-        self._producer.close(timeout=1)
+        if not self._thread.is_alive():
+            with suppress(KafkaError):
+                self._producer.close(timeout=1)
