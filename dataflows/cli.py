@@ -20,7 +20,7 @@ from rich.tree import Tree
 
 from dataflows import cli_rejects, cli_state
 from dataflows.checkpoints import Retention
-from dataflows.cli_state import Brokers, JobArgument, name_brokers
+from dataflows.cli_state import Brokers, Data, Directory, JobArgument, Labels, name_brokers
 from dataflows.connectors import Kafka, Stdin, Stdout
 from dataflows.evaluate import metric_name
 from dataflows.events import Metrics, describe_faults, to_datetime, to_time_us
@@ -42,12 +42,6 @@ app = typer.Typer(
 )
 out = Console()
 errors = Console(stderr=True)
-
-Data = Annotated[
-    str | None, typer.Option("--data", help="Read events from this file or directory instead; - is standard input.")
-]
-Labels = Annotated[str | None, typer.Option("--labels", help="Read labels from this file or directory instead.")]
-Directory = Annotated[Path | None, typer.Option(help="Where outputs and state go. Default: runs/NAME.")]
 
 
 class OnGap(StrEnum):

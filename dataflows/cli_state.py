@@ -16,9 +16,10 @@ from rich.table import Table
 
 from dataflows.checkpoints import Checkpoints, Manifest, openable
 from dataflows.control import Control
+from dataflows.history import open_state
 from dataflows.job import Job, JobError
 from dataflows.query import PastState, Question, describe_time
-from dataflows.runtime import is_running, load_job
+from dataflows.runtime import is_running, load_job, with_inputs
 from dataflows.settings import RunDirectory, Settings
 from dataflows.startup import RunError
 from dataflows.state import Version
@@ -35,6 +36,10 @@ Brokers = Annotated[
         "--kafka", metavar="HOST:PORT", help="Brokers of the topics that name none (or MILLRACE_KAFKA_BROKERS)."
     ),
 ]
+Data = Annotated[
+    str | None, typer.Option("--data", help="Read events from this file or directory instead; - is standard input.")
+]
+Labels = Annotated[str | None, typer.Option("--labels", help="Read labels from this file or directory instead.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 
 
@@ -133,14 +138,24 @@ def state(
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="Of which entity, e.g. card_id=42; repeat for two fields."),
     ] = None,
-    at: Annotated[str, typer.Option(metavar="CHECKPOINT", help="A checkpoint, a savepoint, or `latest`.")] = "latest",
+    at: Annotated[
+        str,
+        typer.Option(metavar="WHEN", help="A checkpoint, savepoint, batch (1-421), event time, or `latest`."),
+    ] = "latest",
     directory: Directory = None,
+    kafka: Brokers = None,
+    data: Data = None,
+    labels: Labels = None,
     limit: Annotated[int, typer.Option(min=0, help="Open questions to show.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Show features, open questions, models and metrics, read from the state store while the job runs."""
-    loaded = load_job(job)
-    past = PastState.open(loaded, _run_of(loaded, directory), at)
+    """Show features, open questions, models and metrics, read from the state store while the job runs.
+
+    Between checkpoints the logged batches after the one before are worked on again, from the inputs.
+    """
+    name_brokers(kafka)
+    loaded = with_inputs(load_job(job), data, labels)
+    past = open_state(loaded, _run_of(loaded, directory), at)
     try:
         of = _parse(entity or [])
         found = _entity_state(past, of) if of else _whole_state(past)

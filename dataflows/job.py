@@ -450,15 +450,16 @@ class Job(BaseModel):
         return play(self, events, labels)
 
     def at(self, checkpoint: str = "latest", directory: Path | None = None) -> PastState:
-        """The state of this job's run at a checkpoint or savepoint, also while it runs.
+        """The state of this job's run at a checkpoint, savepoint, batch or event time, also while it runs.
 
-        `job.at("latest").features(card_id=42)`; see `PastState` for what can be asked.
+        `job.at("2026-04-20T12:00Z").features(card_id=42)`; see `dataflows.history.open_state` for what can be named,
+        and `PastState` for what can be asked.
         """
-        from dataflows.query import PastState
+        from dataflows.history import open_state
         from dataflows.settings import RunDirectory
 
         run = RunDirectory(directory) if directory is not None else RunDirectory.of(self)
-        return PastState.open(self, run, checkpoint)
+        return open_state(self, run, checkpoint)
 
     def _check_fields(self) -> None:
         event = self.events.event

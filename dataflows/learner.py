@@ -133,6 +133,14 @@ class Learner:
         """The models in memory by key (None: the global one), each with its version."""
         return {key: (m.model, m.version) for key, m in self._models.items()}
 
+    def model(self, key: Any) -> tuple[Any, str, int] | None:
+        """A model by key (None: the global one) with its name and version; None before it has answered."""
+        found = self._models.get(key)
+        if found is None and self._rows is not None:
+            kept = self._rows.get(f"{self._prefix}/{key_text(key)}")
+            return kept[0] if kept else None
+        return None if found is None else (found.model, found.name, found.version)
+
     def open_questions(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """The open questions by number: (id, time, features kept, output, model key, model version, record key).
 

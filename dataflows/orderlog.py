@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import msgspec
@@ -40,13 +41,16 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True):
 class OrderLog:
     """Appends the make-up of each batch to a file, one JSON line each.
 
-    Opening cuts a torn last line (the process died while writing) and nothing else.
+    Opening cuts a torn last line (the process died while writing) and nothing else. One that is not `writable` leaves
+    the file as it is, also while a run writes it, and passes a torn last line over.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writable: bool = True) -> None:
         self._path = path
-        self._cut_torn_tail()
-        self._file = path.open("ab", buffering=0)
+        self._file: FileIO | None = None
+        if writable:
+            self._cut_torn_tail()
+            self._file = path.open("ab", buffering=0)
 
     def _cut_torn_tail(self) -> None:
         if not self._path.exists():
@@ -58,6 +62,8 @@ class OrderLog:
 
     def append(self, entry: LogEntry) -> None:
         """Write before the batch leaves; on return it survives the death of the process."""
+        if self._file is None:
+            raise OrderLogError(f"{self._path} was opened to be read")
         self._file.write(msgspec.json.encode(entry) + b"\n")
 
     def after(self, number: int) -> Iterator[LogEntry]:
@@ -65,6 +71,8 @@ class OrderLog:
         decoder = msgspec.json.Decoder(LogEntry)
         with self._path.open("rb") as lines:
             for row, line in enumerate(lines, 1):
+                if self._file is None and not line.endswith(b"\n"):
+                    return
                 try:
                     entry = decoder.decode(line)
                 except msgspec.DecodeError as error:
@@ -73,4 +81,5 @@ class OrderLog:
                     yield entry
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

@@ -83,7 +83,7 @@ class PastState:
         for path in sorted(run.groups.glob("*.sqlite3")):
             self._store.file(path.stem).begin_reading()
         # Pruning takes the manifest away first: one that is still there had all its rows when reading began.
-        if version not in {m.version for m in Checkpoints(run).all()}:
+        if version.batch and version not in {m.version for m in Checkpoints(run).all()}:
             raise StateError(f"checkpoint {version} was dropped just now. Hint: try again with a newer one")
         missing = missing_parts(self.manifest, self._store)
         if missing:
@@ -140,15 +140,18 @@ class PastState:
 
     def model(self, **entity: Any) -> ModelState | None:
         """The model (of an entity, for a job with one for each); None before it has answered."""
-        key = None
-        group = GLOBAL_GROUP % self._groups
-        if self.job.per is not None:
-            key = self._key(self.job.per, entity)
-            if key is None:
-                raise JobError(f"{self.job.name} has a model for each {', '.join(self.job.per)}. Hint: say which")
-            group = key_group(key, self._groups)
+        key, group = self._model_place(entity)
         kept = self._rows(group_file(group), "learner").get(f"{self._models}/{key_text(key)}")
         return ModelState(*kept[0]) if kept else None
+
+    def _model_place(self, entity: dict[str, Any]) -> tuple[Any, int]:
+        """The key of a model and its key group."""
+        if self.job.per is None:
+            return None, GLOBAL_GROUP % self._groups
+        key = self._key(self.job.per, entity)
+        if key is None:
+            raise JobError(f"{self.job.name} has a model for each {', '.join(self.job.per)}. Hint: say which")
+        return key, key_group(key, self._groups)
 
     def metrics(self) -> dict[str, float | None]:
         """The metrics by name."""
@@ -227,9 +230,12 @@ class PastState:
             )
         return FeatureParts(declaration, parts)
 
+    def _learner(self, group: int) -> Learner:
+        return Learner(self.job, self._rows(group_file(group), "learner"), self.layout.models)
+
     def _questions(self) -> Iterator[Question]:
         for group in range(self._groups):  # with one model too: `per` may have changed since some were asked
-            learner = Learner(self.job, self._rows(group_file(group), "learner"), self.layout.models)
+            learner = self._learner(group)
             for number, (id, at, kept, output, _, version, _) in learner.open_questions():
                 names = self.job.feature_names
                 features = dict(zip(names, kept, strict=True)) if type(kept) is tuple else kept or {}

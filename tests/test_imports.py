@@ -27,7 +27,7 @@ LAYERS = [
     {"dataflows.admit", "dataflows.evaluate"},
     {"dataflows.learner", "dataflows.changes"},
     {"dataflows.replay", "dataflows.flow", "dataflows.query", "dataflows.rejects"},
-    {"dataflows.startup"},
+    {"dataflows.startup", "dataflows.history"},
     {"dataflows.runtime"},
     {"dataflows.cli", "dataflows.cli_state", "dataflows.cli_rejects", "dataflows.monitor"},
     {"dataflows.__main__"},
@@ -38,7 +38,7 @@ STORE = [
     {"dataflows.settings"},
     {"dataflows.recovery"},
     {"dataflows.checkpoints"},
-    {"dataflows.replay", "dataflows.startup"},
+    {"dataflows.replay", "dataflows.startup", "dataflows.history"},
     {"dataflows.runtime"},
 ]
 
@@ -50,7 +50,7 @@ OF_CLI = {"dataflows.report", "dataflows.cli", "dataflows.cli_state", "dataflows
 CLI = ["dataflows.cli", "dataflows.cli_state", "dataflows.cli_rejects", "dataflows.__main__"]
 # The ways up that DESIGN.md wants itself: job.play(events) runs a declaration in a notebook, job.at(...) looks into its
 # state. Allowed inside a function only, so that importing the declaration does not load what runs it.
-LATE = ("dataflows.job", {"dataflows.replay", "dataflows.query"})
+LATE = ("dataflows.job", {"dataflows.replay", "dataflows.query", "dataflows.history"})
 
 
 def imports(source: str, module: str, is_package: bool = False, at_start: bool = False) -> set[str]:

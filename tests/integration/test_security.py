@@ -128,7 +128,7 @@ class Stage:
     def millrace(self, *words: str, **variables: str) -> int:
         """A command of `millrace` in a process of its own, without a terminal; its exit code."""
         topics = (self.payments, self.chargebacks, self.scores, self.outcomes, self.rejects)
-        named = {"TOPICS": ",".join(topics), "PATIENCE": "4"} | variables
+        named = {"TOPICS": ",".join(topics), "PATIENCE": "8"} | variables
         command = [sys.executable, "-m", "dataflows", words[0], self.job, "--directory", str(self.out), *words[1:]]
         done = subprocess.run(
             command, env=environment(**named), text=True, capture_output=True, cwd=ROOT, timeout=120, check=False,

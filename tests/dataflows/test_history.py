@@ -1,0 +1,151 @@
+"""State between checkpoints: any batch and any event time, as a fresh run of the same events would have it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataflows.checkpoints import Checkpoints
+from dataflows.history import ReplayedState
+from dataflows.job import Job
+from dataflows.order import Batch, Reader
+from dataflows.orderlog import OrderLog
+from dataflows.replay import PlainRun, inputs_of
+from dataflows.runtime import load_job
+from dataflows.settings import RunDirectory
+from dataflows.state import StateError
+from tests.scenarios.test_branches import Place
+
+
+class Run:
+    """A run to the end, of which every fifth checkpoint is left."""
+
+    def __init__(self, path: Path, order: str) -> None:
+        place = Place(path)
+        if order == "arrival":
+            rows = place.events.read_bytes().splitlines()
+            rng = random.Random(4)  # a little out of order
+            mixed = [rows[i] for i in sorted(range(len(rows)), key=lambda i: i + rng.uniform(0, 8))]
+            place.events.write_bytes(b"\n".join(mixed) + b"\n")
+            place.declare(
+                ("import Event, Job", "import Event, Job, Time"),
+                ("    metrics=[", '    time=Time(order="arrival", lateness="10m"),\n    metrics=['),
+            )
+        place.run()
+        self.place = place
+        self.job: Job = load_job(str(place.file))
+        self.directory = RunDirectory(place.out)
+        for number, manifest in enumerate(Checkpoints(self.directory).all()):
+            if number % 5 != 2:
+                next(self.directory.checkpoints.glob(f"*-{manifest.batch:012d}.json")).unlink()
+
+    def at(self, when: str) -> Any:
+        """Its state."""
+        return self.job.at(when, self.place.out)
+
+    def batches(self) -> list[Batch]:
+        """All batches as they were formed."""
+        log = OrderLog(self.directory.order_log(1), writable=False)
+        reader = Reader(inputs_of(self.job), self.job.time, log=log)
+        found = []
+        while reader.replaying:
+            batch = reader.next_batch()
+            assert batch is not None
+            found.append(batch)
+        reader.close()
+        return found
+
+    def fresh(self, batches: list[Batch]) -> PlainRun:
+        """A plain loop that has worked on these batches and no more."""
+        plain = PlainRun(self.job, Reader(inputs_of(self.job), self.job.time))
+        plain.reader.close()
+        for batch in batches:
+            list(plain.process(plain.admit.admit(batch)))
+        return plain
+
+
+@pytest.fixture(scope="module", params=["event_time", "arrival"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs in both orders."""
+    return Run(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def assert_same(run: Run, past: Any, plain: PlainRun) -> None:
+    """Every feature of every card and shop, every open question, the model, the metrics."""
+    clock = plain.admit.clock or 0
+    for field, keys in (("card", [f"c{i}" for i in range(11)]), ("shop", [f"s{i}" for i in range(5)])):
+        for key in keys:
+            expected = {
+                name: value
+                for declaration, features in zip(run.job.entities, plain.features, strict=True)
+                if declaration.key == (field,)
+                for name, value in zip(declaration.feature_names, features.read(key, clock), strict=True)
+            }
+            assert past.features(**{field: key}) == expected
+    asked = dict(plain.learner.open_questions())
+    assert [(q.number, q.id, q.output, q.model_version) for q in past.open_questions()] == [
+        (number, kept[0], kept[3], kept[5]) for number, kept in sorted(asked.items())
+    ]
+    found, expected_model = past.model(), plain.learner.models().get(None)
+    if expected_model is None:
+        assert found is None
+    else:
+        assert found.version == expected_model[1]
+        assert dict(found.model["LogisticRegression"].weights) == dict(expected_model[0]["LogisticRegression"].weights)
+    assert past.metrics() == plain.publisher.evaluator.values()
+
+
+@pytest.mark.parametrize("number", [1, 6, 7, 8, 20, 21, 34, 44, 45])
+def test_any_batch_can_be_opened(run: Run, number: int) -> None:
+    """On a checkpoint, right after one, before the first, at the end: as a fresh run up to that batch."""
+    kept = {str(manifest.version) for manifest in Checkpoints(run.directory).all()}
+    assert 2 <= len(kept) < 12
+    past = run.at(f"1-{number}")
+    try:
+        assert isinstance(past, ReplayedState) == (f"1-{number}" not in kept)
+        assert str(past.manifest.version) == f"1-{number}"
+        assert_same(run, past, run.fresh(run.batches()[:number]))
+    finally:
+        past.close()
+
+
+@pytest.mark.parametrize("second", [0, 5, 10, 1234, 1390, 1400, 1401, 4567, 8000, 8989, 99_999])
+def test_any_event_time_can_be_asked_for(run: Run, second: int) -> None:
+    """By event time: all events up to then and no other; in order of arrival: the last batch before a later one."""
+    moment = second * 1_000_000
+    batches: list[Batch] = []
+    for batch in run.batches():
+        inside = [item for item in batch.items if item[0] <= moment]
+        if len(inside) == len(batch.items):
+            batches.append(batch)
+            continue
+        if run.job.time.order == "event_time":
+            batches.append(Batch(batch.number, inside, batch.rejects, batch.watermark, False))
+        break
+    past = run.at(f"1970-01-02T{(second - 86_400) // 3600:02d}:46:39Z" if second > 86_400 else _text(second))
+    try:
+        assert_same(run, past, run.fresh(batches))
+    finally:
+        past.close()
+
+
+def _text(second: int) -> str:
+    return f"1970-01-01T{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}Z"
+
+
+@pytest.mark.parametrize(("when", "said"), [("1-4600", "batch 4600"), ("2-3", "branch 2"), ("noon", "'noon'")])
+def test_what_was_never_there_is_said(run: Run, when: str, said: str) -> None:
+    """A batch beyond the end, a branch that is not there, no time at all."""
+    with pytest.raises(StateError, match=said):
+        run.at(when)
+
+
+def test_looking_changes_nothing(run: Run) -> None:
+    """The order log, the state files and the records stay as they are."""
+    files = [file for file in sorted(run.place.out.rglob("*")) if file.is_file() and "sqlite3-" not in file.name]
+    before = {file: file.read_bytes() for file in files}
+    run.at("1-10").close()
+    assert {file: file.read_bytes() for file in files} == before
