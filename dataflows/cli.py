@@ -61,6 +61,7 @@ class Durability(StrEnum):
 app.command()(cli_state.checkpoints)
 app.command()(cli_state.savepoint)
 app.command()(cli_state.state)
+app.command()(cli_state.replay)
 app.command()(cli_rejects.rejects)
 
 

@@ -48,7 +48,7 @@ class Undecodable(ValueError):
 
 
 class NoEvent(Undecodable):
-    """A record that says nothing happened, such as a tombstone: it is passed over and counted, and no reject."""
+    """A record that says nothing happened, such as a tombstone: it is counted and passed over, and is no reject."""
 
     def __init__(self) -> None:
         super().__init__("tombstone", "the record holds no value")
@@ -247,7 +247,7 @@ def _undecodable(raw: bytes | str, error: ValidationError) -> Undecodable:
 
 
 def describe_faults(error: ValidationError, values: bool = True) -> str:
-    """The first faults in one line: `amount: Input should be a valid number (got 'x')`; without `values` not what."""
+    """The first faults in one line: `amount: Input should be a valid number (got 'x')`; without `values` no "got"."""
     parts = []
     for fault in error.errors(include_url=False)[:3]:
         where = ".".join(str(p) for p in fault["loc"]) or "record"
@@ -286,7 +286,7 @@ def csv_row(header: list[str], line: bytes, text_fields: frozenset[str]) -> dict
 
 
 class Message(NamedTuple):
-    """A record of Kafka: its value and key (each may be null), its headers, its timestamp (ms since 1970)."""
+    """A record of Kafka: its value and key (each may be null), its headers, its timestamp (ms since 1970; -1: none)."""
 
     value: bytes | None
     key: bytes | None = None
@@ -352,9 +352,10 @@ class Metrics(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="me
 class Reject(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="reject"):
     """What could not be used: why (`reason` to count by, `detail` to read), where it was read, its bytes.
 
-    `original` is the record as text, or base64 where `encoding` says so. Of a record of Kafka there is more: its `key`
-    (as `original` is, in `key_encoding`), its `headers` (values in base64) and its `timestamp` (ms); `original` is null
-    where its value was. `cut` is its size in bytes where only a part of it was kept.
+    `original` is the record as text, or base64 where `encoding` says so. Of a record of Kafka, `original` is the value
+    (null where that was null), and there is more: its `key` (with `key_encoding`, as for `original`), its `headers`
+    (values in base64) and its `timestamp` (ms since 1970). `cut` is there where only a part of the record was kept: its
+    whole size in bytes.
     """
 
     reason: str

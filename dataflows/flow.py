@@ -40,8 +40,8 @@ from dataflows.admit import GLOBAL_GROUP, Admit, Work
 from dataflows.changes import declared, gone_names
 from dataflows.control import Control, Phase, StatusFile
 from dataflows.evaluate import Publisher
-from dataflows.events import Message, Metrics, ModelVersion, Outcome, Prediction, Reject
-from dataflows.job import KINDS, Job, Output, SinkWriter
+from dataflows.events import Message, Prediction
+from dataflows.job import KIND_OF, KINDS, Job, Output, SinkWriter
 from dataflows.learner import Learner
 from dataflows.order import Batch, Reader
 from dataflows.orderlog import OrderLog
@@ -53,14 +53,6 @@ from dataflows.state import READER, StateStore, StepRows, StepState, group_file,
 from dataflows.tally import Tally
 from features.parts import FeatureParts
 from features.state import EntityFeatures
-
-_KIND_OF = {
-    Prediction: "predictions",
-    Outcome: "outcomes",
-    Metrics: "metrics",
-    ModelVersion: "models",
-    Reject: "rejects",
-}
 
 FLUSH, FLUSH_LIVE = 1024, 256
 """Changed entities after which a step writes to the state store before a checkpoint asks for it: so the checkpoint
@@ -290,7 +282,10 @@ class PublisherHead(msgspec.Struct, array_like=True, gc=False):
 
 
 class Tick(msgspec.Struct, array_like=True, gc=False):
-    """A checkpoint is complete: outputs that publish by it may. Sent only where there are such, idle input or not."""
+    """A checkpoint is complete: outputs that publish by it may do so now. Sent only where there are such.
+
+    Without it they would wait for the next batch, which an idle input gives late or never.
+    """
 
 
 class SaidPart(msgspec.Struct, array_like=True, gc=False):
@@ -376,7 +371,7 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
         self._admit = Admit(job, settings.groups, _rows(self._admit_state))
         self._pause: float = 0.0
         self._resumes = False
-        self._between = True  # epochs: the engine has not asked for a batch since the last one ended
+        self._between = True  # at the beginning of an epoch, of which the engine has not asked for a batch yet
         self._ticks = any(sink.by_checkpoint for sink in run.sinks.values())
         self._lag_at = 0.0
         self._lag: dict[str, int] = {}
@@ -385,7 +380,8 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
 
     def next_batch(self) -> list[Work | Tick]:
         if self._between:
-            # The engine asks again only when the epoch before is complete, its own writes included.
+            # The engine asks again only when the epoch before is complete, its own writes included: so the checkpoint
+            # that ended it is one to go on from.
             self._between = False
             self._control.workers = Phase.RUNNING
             if self._in_checkpoint:
@@ -465,7 +461,7 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
 
 
 def _oldest_arrival(batch: Batch) -> float | None:
-    """When the record of a batch that has waited longest came to the platform (s since 1970), if records tell."""
+    """The input's timestamp of the record of a batch that has waited longest (s since 1970); None without any."""
     times = [item[6].timestamp for item in batch.items if type(item[6]) is Message]
     return min(times) / 1000 if times else None
 
@@ -646,7 +642,7 @@ class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart | Tick, tuple[str,
         if head.end or self._status.due:
             self._tell()
         sinks = self._run.sinks
-        named = ((_KIND_OF[kind], some, keys) for kind, (some, keys) in kinds.items())
+        named = ((KIND_OF[kind], some, keys) for kind, (some, keys) in kinds.items())
         return [(kind, sinks[kind].encode(some, keys)) for kind, some, keys in named if kind in sinks]
 
     def _tell(self) -> None:
@@ -663,7 +659,7 @@ class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart | Tick, tuple[str,
         return [], StatefulBatchLogic.RETAIN
 
     def _measure(self, predictions: list[Any], came: float | None) -> None:
-        """How long after their event time, and after they came, questions are answered."""
+        """How long after their event time, and after the oldest record of the batch came, questions are answered."""
         now = wall.time()
         for prediction in predictions:
             self._latency.observe(now - prediction.time.timestamp())
@@ -758,7 +754,7 @@ class WritePartition(StatefulSinkPartition[Any, Any]):
         if self._writer is None:
             return
         if self._after_checkpoint:
-            # Nothing of an epoch comes before the one before it is durable.
+            # The first write of an epoch: the engine sends none before the checkpoint of the one before is complete.
             self._after_checkpoint = False
             self._writer.begin_epoch()
         for chunk in values:

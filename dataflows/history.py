@@ -14,13 +14,13 @@ import msgspec
 from dataflows.admit import Admit, Work
 from dataflows.checkpoints import Checkpoints, Manifest
 from dataflows.evaluate import Publisher
-from dataflows.events import to_time_us
+from dataflows.events import Record, to_time_us
 from dataflows.job import Job
 from dataflows.learner import Learner
 from dataflows.order import Batch, Reader
 from dataflows.orderlog import OrderLog
 from dataflows.query import ModelState, PastState
-from dataflows.replay import answer_rows, empties_of, empty_columns, inputs_of
+from dataflows.replay import SWEEP_EVERY, answer_rows, empties_of, empty_columns, inputs_of
 from dataflows.rows import entity_step_names
 from dataflows.settings import RunDirectory, Start, read_branches
 from dataflows.startup import read_job
@@ -28,6 +28,76 @@ from dataflows.state import READER, StateError, Version
 from features.parts import FeatureParts
 from features.spec import Entity
 from features.state import EntityFeatures
+
+
+def replay(job: Job, run: RunDirectory, begin: str = "start", until: str = "end") -> Iterator[Record]:
+    """The records of a part of a run, made again from the state before it, the order log and the inputs.
+
+    With the job as it was they are those of the run, to the last byte; nothing that it predicted is read.
+
+    Parameters
+    ----------
+    job, run
+        The job, and where its run lies.
+    begin
+        `start`, or what `open_state` takes.
+    until
+        `end`, a batch (`1-421`), or an event time: then the last batch before a later event.
+
+    Raises `StateError`.
+    """
+    branch = read_branches(run)[-1]
+    end, moment = _limit(until)
+    state = ReplayedState(job, run, branch, _manifest_at(job, run, branch, begin))
+    try:
+        if begin not in ("start", "latest") and str(state.manifest.version) != begin:
+            _go_on(state, begin)
+        yield from state.records(moment, end)
+        if end is not None and state.manifest.batch != end.batch:
+            raise StateError(f"batch {end.batch} is not in the order log; the last is {state.manifest.batch}")
+    finally:
+        state.close()
+
+
+def _limit(until: str) -> tuple[Version | None, int | None]:
+    """The batch or the event time (µs) that a text names; neither for `end`."""
+    if until == "end":
+        return None, None
+    named = _VERSION.fullmatch(until)
+    if named is not None:
+        return Version(int(named[1]), int(named[2])), None
+    try:
+        return None, to_time_us(until)
+    except ValueError:
+        raise StateError(f"--until {until}: neither `end`, a batch such as 1-421, nor a time") from None
+
+
+def _manifest_at(job: Job, run: RunDirectory, branch: Start, begin: str) -> Manifest:
+    """The checkpoint to begin with, on the way to `begin`."""
+    if begin == "start":
+        if branch.forks:
+            raise StateError(f"branch {branch.branch} begins at {branch.forks[-1]}. Hint: --from that checkpoint")
+        return Manifest(branch=branch.branch, batch=0, job=read_job(run))
+    known = Checkpoints(run)
+    named = _VERSION.fullmatch(begin)
+    if named is None or any(str(m.version) == begin for m in known.all()):
+        try:
+            moment = to_time_us(begin)
+        except ValueError:
+            return known.find(begin)
+        return _nearest(run, branch, lambda m: m.clock is None or m.clock <= moment)
+    return _nearest(run, branch, lambda m: m.batch <= int(named[2]))
+
+
+def _go_on(state: ReplayedState, begin: str) -> None:
+    """From a checkpoint before it to where a replay begins."""
+    end, moment = _limit(begin) if _VERSION.fullmatch(begin) or begin[:1].isdigit() else (None, None)
+    if end is not None:
+        state.go_to_batch(end.batch)
+    elif moment is not None:
+        for _ in state.records(until=moment):
+            pass
+
 
 _VERSION = re.compile(r"(\d+)-(\d+)")
 
@@ -116,6 +186,8 @@ class ReplayedState(PastState):
         self._learners: dict[int, Learner] = {}
         self._empties = empties_of(job)
         self._branch = branch.branch
+        self._left: Batch | None = None  # formed, and not worked on yet
+        self._number = manifest.batch  # of the last one that was worked on
         self._log = OrderLog(run.order_log(branch.branch), writable=False)
         self._reader = Reader(inputs_of(job), job.time, log=self._log, rows=self._rows(READER, "read"))
 
@@ -127,9 +199,9 @@ class ReplayedState(PastState):
             self._take(batch)
             if batch.number == number:
                 break
-        if self._reader.number != number:
+        if self._number != number:
             raise StateError(
-                f"batch {number} is not in the order log of branch {self._branch}; the last is {self._reader.number}"
+                f"batch {number} is not in the order log of branch {self._branch}; the last is {self._number}"
             )
         self._describe()
 
@@ -141,19 +213,35 @@ class ReplayedState(PastState):
             if later == len(items):
                 self._take(batch)
                 continue
-            if self.job.time.order == "event_time":
+            if self.job.time.order == "event_time" and later:
                 batch.items, batch.end = items[:later], False
                 self._take(batch)
             break
         self._describe()
 
+    def records(self, until: int | None = None, end: Version | None = None) -> Iterator[Record]:
+        """The records of the batches after it, made again: up to an event time (µs), a batch, or the end of the log."""
+        for batch in self._batches():
+            if until is not None and any(item[0] > until for item in batch.items):
+                self._left = batch
+                break
+            yield from self._take(batch)
+            if end is not None and batch.number == end.batch:
+                break
+        self._describe()
+
     def _batches(self) -> Iterator[Batch]:
+        if self._left is not None:
+            left, self._left = self._left, None
+            yield left
         while self._reader.replaying:
             batch = self._reader.next_batch()
             if batch is not None:
                 yield batch
 
-    def _take(self, batch: Batch) -> None:
+    def _take(self, batch: Batch) -> list[Record]:
+        """Work on a batch; the records it gives."""
+        self._number = batch.number
         work = self._admit.admit(batch)
         answered: dict[int, list[tuple[int, list[int], list[Any]]]] = {}
         for (index, group), rows in work.features.items():
@@ -164,7 +252,10 @@ class ReplayedState(PastState):
             self._learner(group).process(operations, self._columns(work, answered.get(group, [])))
             for group, operations in work.learners.items()
         ]
-        self._publisher.publish(work.rejects, said, work.end)
+        if work.number % SWEEP_EVERY == 0 and work.clock is not None:
+            for holder in self._holders.values():
+                holder.sweep(work.clock)
+        return self._publisher.publish(work.rejects, said, work.end)
 
     def _columns(self, work: Work, answered: list[tuple[int, list[int], list[Any]]]) -> list[list[Any]]:
         columns = empty_columns(self._empties, work.questions)
@@ -178,7 +269,7 @@ class ReplayedState(PastState):
         self.manifest = msgspec.structs.replace(
             self.manifest,
             branch=self._branch,
-            batch=self._reader.number,
+            batch=self._number,
             written_at="",
             clock=self._admit.clock,
             questions=self._admit.questions,

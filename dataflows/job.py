@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from river import base, metrics, utils
 
-from dataflows.events import Event, Record, Reject, describe_faults, encode_lines, plain_types
+from dataflows.events import (
+    Event,
+    Metrics,
+    ModelVersion,
+    Outcome,
+    Prediction,
+    Record,
+    Reject,
+    describe_faults,
+    encode_lines,
+    plain_types,
+)
 from dataflows.order import Source, Time
 from features.lookup import Lookup
 from features.spec import Derived, Entity, Fields, duration
@@ -58,7 +69,7 @@ DISCARD = _Discard()
 
 
 class Output(NamedTuple):
-    """Which output of which run a writer is for: the job's name, the kind of records, the branch, the state's place."""
+    """Which output of which run a writer is for: the job's name, kind of records, branch, and state directory."""
 
     job: str
     kind: str
@@ -117,7 +128,10 @@ class Sink(BaseModel):
         return isinstance(position, int)
 
     def settle(self, output: Output, position: Any | None) -> None:
-        """Publish what the checkpoint of a position holds and nobody has published; no run goes on there now."""
+        """Publish what the checkpoint of `position` holds and was not published yet; called while no run is on.
+
+        Raises `SinkError` or `InputError`. Only outputs that publish by the checkpoint have something to do.
+        """
 
     def encode(self, records: list[Record], keys: list[Any]) -> Any:
         """Some records as its writer takes them; `keys` is empty where it wants none."""
@@ -128,10 +142,10 @@ class Sink(BaseModel):
         return type(self).__name__.lower()
 
     def rejects(self, job: str) -> Iterator[tuple[int, Reject]]:
-        """The rejects of a job that were written here, up to what is there now, each with a number by which the newest
-        are found: it is greater for those that were written later.
+        """The rejects of a job that were written here, up to what is there now, each with a number that is greater for
+        those that were written later.
 
-        Raises `JobError` where nothing can be read back.
+        Raises `JobError` where nothing can be read back, `InputError` where the output cannot be reached.
         """
         raise JobError(
             f"rejects that go to {self.where()} cannot be read back. Hint: Outputs(rejects=...) with a file or a topic"
@@ -189,6 +203,15 @@ class Outputs(BaseModel):
 
 
 KINDS = ("predictions", "outcomes", "metrics", "models", "rejects")
+
+KIND_OF: dict[type, str] = {
+    Prediction: "predictions",
+    Outcome: "outcomes",
+    Metrics: "metrics",
+    ModelVersion: "models",
+    Reject: "rejects",
+}
+"""The kind of each class of records."""
 
 
 class Label(BaseModel):

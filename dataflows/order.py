@@ -3,16 +3,17 @@
 A model that learns on every event depends on the order of all events, so the order is decided in one place:
 
 1. The reader pulls records from the partitions of all inputs, always the one whose next record is earliest in
-   event time, so none runs ahead of the others.
+   event time, so none runs ahead of the others. While a partition's next records are on their way, it waits for them.
 2. Each record is decoded, or becomes a reject. Its event time moves the watermark. Data alone moves it, never a
-   clock.
+   clock; a clock only judges a partition idle, which then holds the watermark back no longer.
 3. With the order `event_time` a buffer releases what lies before the watermark, sorted by the order key:
    event time; at equal times labels before events; then the id, or partition and offset where there is none.
    The watermark is the smallest, over the partitions, of the newest event time seen, less the allowed lateness.
    With `arrival` events pass in the order they were pulled, and the watermark is the newest event time of all,
    less the allowed lateness: so the lateness alone bounds what features must keep to answer a late question.
 4. Released items leave in batches, closed by size or by a linger time. Before a batch leaves, its make-up is
-   appended to the order log: what was pulled, in which order, and how many items left.
+   appended to the order log: what was pulled, in which order, which partitions were judged idle, and how many items
+   left.
 5. A resume pulls just as the log says, so that every batch after the checkpoint is formed again.
 """
 
@@ -96,11 +97,13 @@ class Partition(ABC):
     done: bool = False
     """No more records will ever come."""
     pending: bool = False
-    """More records are there and on their way here, so others should not run ahead."""
+    """Nothing is at hand, but more records are there and on their way here: others should not run ahead."""
     numbered: ClassVar[bool] = False
-    """Whether the position is a number of the records' own, which the order log keeps; then `position` gives an int."""
+    """Whether records have numbers of their own (Kafka's offsets): then `position` gives one, and the order log keeps
+    where partitions begin and end."""
     gap: tuple[int, int] | None = None
-    """Where reading would have gone on and where it does, if what came between is gone; the reader takes note of it."""
+    """Where reading would have gone on and where it does, if the records between are gone. The partition sets it, and
+    gives nothing until the reader has counted it and set it to None."""
 
     @abstractmethod
     def pull(self, limit: int) -> list[tuple[int, Raw]]:
@@ -122,7 +125,7 @@ class Partition(ABC):
         raise NotImplementedError
 
     def lag(self) -> int | None:
-        """How many records are there that were not pulled; None where nobody can tell."""
+        """How many records are in the input that were not pulled; None where nobody can tell."""
         return None
 
     def close(self) -> None:  # noqa: B027 - most partitions have nothing to close
@@ -137,7 +140,8 @@ class ReadMode(BaseModel):
     follow
         Treat the end of an input as "nothing yet".
     until
-        Read records up to this time (µs); of inputs that keep times with their records.
+        Read records up to this time (µs since 1970), the input's timestamp and not the event's; only inputs that keep
+        timestamps with their records know it.
     on_gap
         When records that come next are gone (retention removed them): `stop` with an error, or go on with the
         `earliest` there is, and count what is missing.
@@ -155,7 +159,10 @@ TO_THE_END = ReadMode()
 
 
 class Feed:
-    """An input while it is read: its partitions, which may become more. This one is of a source that opens its own."""
+    """An input while it is read: its partitions, which may become more.
+
+    This one serves sources that open their partitions themselves (`Source.open`); others have a feed of their own.
+    """
 
     grows: ClassVar[bool] = False
     """Whether `names` may give more than before."""
@@ -173,11 +180,11 @@ class Feed:
         return self._source.open(name, position, self._mode.follow)
 
     def open_added(self, name: str) -> Partition:
-        """Open a partition that came while the job was there already: from its beginning."""
+        """Open a partition that was added since the job began: from its beginning, wherever the source begins."""
         return self.open(name, None)
 
     def note_checkpoint(self, positions: dict[str, Any]) -> None:
-        """A checkpoint holds these positions, by partition: for what watches the job from outside."""
+        """Tell what watches the job from outside that a checkpoint has these positions, by partition. Never blocks."""
 
     def close(self) -> None:
         """Give up connections; the partitions are closed before."""
@@ -192,7 +199,7 @@ class Source(BaseModel):
 
     @property
     def endless(self) -> bool:
-        """Whether its end is none unless one is asked for."""
+        """Whether a run goes on at its end, unless an end is asked for (`--until`)."""
         return False
 
     def names(self) -> list[str]:
@@ -214,7 +221,11 @@ class Source(BaseModel):
         return ", ".join(self.names())
 
     def gaps(self, positions: dict[str, Any]) -> dict[str, tuple[int, int]]:
-        """By partition, a position to go on from and the first there is, where what came between is gone."""
+        """Of these positions (by partition, to go on from), those whose next records are gone, each with the first
+        position that is there.
+
+        Raises `InputError` where the input cannot be asked.
+        """
         return {}
 
 
@@ -223,7 +234,7 @@ class InputError(RuntimeError):
 
 
 def gap_text(name: str, wanted: int, first: int) -> str:
-    """What to say of records that are gone."""
+    """What to say of records that are gone: wanted at one offset, while the first that is there has a later one."""
     return (
         f"{name}: the job would go on at offset {wanted}, but the first record there is has {first}: {first - wanted} "
         "records were removed before they were read. Hint: --on-gap earliest goes on without them and counts them"
@@ -278,8 +289,8 @@ class _Lane:
         self.feed = feed
         self.newest = newest
         self.silent = silent  # idle or at its end: holds no watermark back until it speaks again
-        self.done = done  # its end was noted; decided by what is logged, so a replay knows it too
-        self.heard_at = wall.monotonic()
+        self.done = done  # its end is in the log; `part.done` may be true before
+        self.heard_at = wall.monotonic()  # when it gave records last
         self.queue: deque[Item | _Faulty] = deque()  # pulled to see their times, not taken yet
 
     @property
@@ -364,7 +375,7 @@ class Reader:
         saved = state.get("lanes", {})
         self._feeds: list[tuple[int, Feed]] = []
         self._lanes: dict[str, _Lane] = {}
-        self._new: dict[str, _Lane] = {}
+        self._new: dict[str, _Lane] = {}  # opened, but not taken in yet: that is logged with a batch
         try:
             self._open_inputs(inputs, saved, _logged_begins(self._replay), resumed=bool(state) or bool(self._replay))
         except BaseException:
@@ -485,7 +496,9 @@ class Reader:
             self._feeds.append((kind, feed))
             for name in feed.names():
                 if name in self._lanes or name in self._new:
-                    raise InputError(f"two inputs are named {name!r}. Hint: give the files different names")
+                    raise InputError(
+                        f"two inputs are named {name!r}. Hint: files need different names, a topic is one input only"
+                    )
                 if name in saved:
                     position, newest, silent, done = saved[name]
                     self._lanes[name] = _Lane(kind, feed.open(name, position), feed, newest, silent, done)
@@ -631,7 +644,7 @@ class Reader:
             elif not self._pull_logged(self._lanes[name], count, entry.number):
                 return None
         for name, end in entry.ends.items():
-            # Before it is no matter: marks of transactions have offsets and are no records.
+            # It may stand before `end`: markers of transactions have offsets too, and no record has to be pulled there.
             if self._lanes[name].position() > end:
                 raise OrderLogError(
                     f"{name}: batch {entry.number} ended before offset {end}, but its records now end before "
@@ -655,7 +668,7 @@ class Reader:
             part.go_on_at(begin)
             self._jump(self._lanes[name])
         if name not in self._lanes:
-            raise OrderLogError(f"partition {name!r} of batch {entry.number} is gone. Hint: put the file back")
+            raise OrderLogError(f"partition {name!r} of batch {entry.number} is gone. Hint: put the file or topic back")
 
     def _pull_logged(self, lane: _Lane, count: int, number: int) -> bool:
         """Pull as many records as were pulled then; False while some are on their way."""

@@ -13,8 +13,8 @@ IDLE = 0
 DONE = -1
 OPENED = -2
 JUMPED = -3
-"""In the log, in place of a number of pulled records: the partition was judged idle, came to its end, is new, or goes
-on at a later place because what came next is gone."""
+"""In place of a number of pulled records: the partition was judged idle, came to its end, was taken in, or goes on at a
+later place because what came next is gone."""
 
 
 class OrderLogError(RuntimeError):
@@ -24,9 +24,11 @@ class OrderLogError(RuntimeError):
 class LogEntry(msgspec.Struct, frozen=True, array_like=True):
     """How one batch was made: its number, the pulls before it, the items in it, the watermark, the end.
 
-    A pull is (partition, records), or what became of the partition: `OPENED`, `JUMPED`, `IDLE` or `DONE`. Where
-    records have numbers of their own (Kafka's offsets), `begins` says where each partition that was opened or jumped
-    goes on, and `ends` where those that were pulled come to stand.
+    A pull is (partition, number of records), or (partition, what became of it): `OPENED`, `JUMPED`, `IDLE` or `DONE`.
+
+    `begins` has one entry for each `OPENED` and `JUMPED`, in the order of `pulls`: the offset at which the partition
+    goes on. `ends` has, by partition, the offset that comes after the batch. Both are for partitions whose records have
+    numbers of their own (Kafka's offsets); for others the entry is None, or missing.
     """
 
     number: int

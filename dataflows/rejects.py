@@ -50,7 +50,7 @@ ALL = Choice()
 
 
 class Listing(NamedTuple):
-    """How many rejects there are by reason, how many of them were sent again, and the newest, newest first."""
+    """Rejects by reason (`counts`), how many of them were sent again (`again`), and the newest, newest first."""
 
     counts: Counter[str]
     again: Counter[str]
@@ -69,7 +69,7 @@ class RejectLog:
         self._origins = Origins(job)
 
     def read(self, choice: Choice = ALL) -> Iterator[tuple[int, Reject]]:
-        """Those chosen, with a number that is greater for later ones."""
+        """Those chosen, each with a number that is greater for later ones. Raises what `Sink.rejects` does."""
         for number, record in self.sink.rejects(self.job.name):
             if choice.reasons is not None and record.reason not in choice.reasons:
                 continue
@@ -85,7 +85,7 @@ class RejectLog:
             listing.counts[record.reason] += 1
             if record in sent:
                 listing.again[record.reason] += 1
-            # The position makes tuples differ, so that no two records are ever compared.
+            # `position` differs, so that no two records are ever compared.
             if len(newest) < limit:
                 heapq.heappush(newest, (number, position, record))
             elif limit:
@@ -104,7 +104,7 @@ class Origins:
         self.files: list[Input] = [kind for kind, s in self.sources.items() if not isinstance(s, Kafka)]
 
     def of(self, place: str) -> Input | None:
-        """The input; None where it is none that the job has now, or no input at all."""
+        """The input; None where the job has no such input now, or the place is not a record's (but a model's)."""
         if (found := _OF_TOPIC.fullmatch(place)) is not None:
             return self.topics.get(found[1])
         if (found := _OF_FILE.fullmatch(place)) is None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from dataflows.checkpoints import Checkpoints
-from dataflows.history import ReplayedState
+from dataflows.cli import app
+from dataflows.events import Prediction
+from dataflows.history import ReplayedState, replay
 from dataflows.job import Job
 from dataflows.order import Batch, Reader
 from dataflows.orderlog import OrderLog
@@ -149,3 +152,33 @@ def test_looking_changes_nothing(run: Run) -> None:
     before = {file: file.read_bytes() for file in files}
     run.at("1-10").close()
     assert {file: file.read_bytes() for file in files} == before
+
+
+@pytest.mark.parametrize("origin", ["start", "1-11", "checkpoint", "1970-01-01T01:10:05Z"])
+def test_a_replay_makes_the_records_again(run: Run, tmp_path: Path, origin: str) -> None:
+    """From the start, a batch, a checkpoint or a time to the end: byte for byte the rest of what the run wrote."""
+    kept = Checkpoints(run.directory).all()
+    named = str(kept[len(kept) // 2].version) if origin == "checkpoint" else origin
+    command = ["replay", str(run.place.file), "--directory", str(run.place.out), "--output", str(tmp_path / "again")]
+    result = CliRunner().invoke(app, [*command, "--from", named])
+    assert result.exit_code == 0, result.output
+    for kind in ("predictions", "outcomes", "metrics"):
+        whole = (run.place.out / f"{kind}.jsonl").read_bytes()
+        again = (tmp_path / "again" / f"{kind}.jsonl").read_bytes()
+        assert again
+        assert whole.endswith(again)
+        if origin == "start":
+            assert whole == again
+        if origin == "checkpoint":
+            assert whole[kept[len(kept) // 2].sinks.get(kind, 0) :] == again
+    refused = CliRunner().invoke(app, command)
+    assert "not empty" in str(refused.exception)
+
+
+def test_a_replay_ends_where_it_is_told(run: Run) -> None:
+    """Up to a batch, and one that is not there is an error."""
+    found = list(replay(run.job, run.directory, "1-5", "1-9"))
+    fresh = [b for b in run.batches() if 5 < b.number <= 9]
+    assert sum(isinstance(r, Prediction) for r in found) == sum(len(b.items) for b in fresh)
+    with pytest.raises(StateError, match="batch 4600"):
+        list(replay(run.job, run.directory, "1-5", "1-4600"))

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflows import Event, JobError, Jsonl, Kafka, Message, Metrics, Outcome, Prediction, Security
-from dataflows.connectors.kafka.cluster import _FAULTS, Cluster
+from dataflows.connectors.kafka.cluster import Cluster
+from dataflows.connectors.kafka.errors import CONNECTION_ERRORS
 from dataflows.connectors.kafka.topic import Encoded, decode_reject
 from dataflows.events import ModelVersion, Record, Reject, encode, reject
 from dataflows.job import Outputs
@@ -168,7 +169,7 @@ def test_an_error_names_the_newest_reason_that_is_known() -> None:
         with pytest.raises(InputError, match="could not look: PermissionError: no"), cluster.asking("look"):
             raise PermissionError("no")
     finally:
-        _FAULTS._reason = None
+        CONNECTION_ERRORS._reason = None
 
 
 # -- security

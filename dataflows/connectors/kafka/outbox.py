@@ -1,4 +1,4 @@
-"""Records between their writing and their publication: one file for what was written between two checkpoints.
+"""Where records of a transactional output wait for their transaction: a file for each interval between checkpoints.
 
     000000000001-000000000420.msgpack   complete: records 1 to 420, in order
     000000000421.open                   what came since; thrown away when a run begins
@@ -29,7 +29,13 @@ class Segment(NamedTuple):
 
 
 class Outbox:
-    """The files of one output. `begin` throws away what no checkpoint holds."""
+    """The files of one output on one branch. One process at a time may use them; `begin` comes first.
+
+    Parameters
+    ----------
+    directory
+        Where they lie; made if need be.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -38,7 +44,7 @@ class Outbox:
         directory.mkdir(parents=True, exist_ok=True)
 
     def begin(self, count: int) -> None:
-        """Go on after record `count`, the last that the checkpoint holds."""
+        """Go on after record `count`, the last that the checkpoint holds; what came after it is thrown away."""
         for path in self._directory.glob("*.open"):
             path.unlink()
         for segment in self.complete():
@@ -62,7 +68,10 @@ class Outbox:
         self._file.write(len(packed).to_bytes(4, "big") + packed)
 
     def close_at(self, count: int) -> None:
-        """A checkpoint: what was added, up to record `count`, is complete, and on the disk when this returns."""
+        """A checkpoint: what was added, up to record `count`, becomes a complete file, on the disk when this returns.
+
+        The checkpoint itself may still fail: then `begin` throws the file away.
+        """
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -78,7 +87,7 @@ class Outbox:
         self._first = count + 1
 
     def close(self) -> None:
-        """Give the open file up."""
+        """Close the open file, which no checkpoint holds; the next `begin` deletes it."""
         if self._file is not None:
             self._file.close()
 

@@ -1,10 +1,11 @@
 """A topic as an input: one consumer for all its partitions, offsets kept in checkpoints and nowhere else.
 
-A thread of the feed's own fetches into a buffer for each partition, so that the reader never waits for the network. A
+A thread of the feed's own fetches into a buffer for each partition, so that pulling never waits for the network. A
 partition whose buffer is full is paused, so a slow job slows reading down and memory stays bounded. Nothing here
 decides an order: that is the reader's business.
 
-Only that thread uses the consumer, which is not made for more: what the reader wants of it goes through `_ask`.
+Once the thread runs, only it uses the consumer, which is not made for more: what the reader wants of it goes through
+`_ask`. "The end" of a partition is where a consumer that reads committed records can get to: the last stable offset.
 """
 
 from __future__ import annotations
@@ -28,27 +29,42 @@ if TYPE_CHECKING:
 
 BUFFER_RECORDS = 8_000
 BUFFER_BYTES = 8 << 20
-"""A partition of which so much was fetched and not pulled is paused, until half of it was pulled."""
+"""A partition that holds so much, fetched and not pulled, is paused until no more than half of it is left."""
 
 POLL_RECORDS = 100_000
 """All that was fetched is taken at once: what stays behind keeps its broker from being asked for more."""
 
 POLL_MS = 20
-"""How long the thread waits for records before it looks what the reader wants."""
+"""How long the thread waits for records before it looks for questions of the reader."""
 
 NEWS_S = 0.25
-"""Seconds for which more is expected of a partition that has more, though none came: a transaction may be open."""
+"""How long the reader waits for the next records of a partition that has more, as of when some came last. Not longer:
+the high watermark counts records of open transactions too, which may not come for a long time."""
 
 DISCOVER_S = 10.0
 """Seconds between two questions to the brokers for partitions that were added."""
 
 CLOSE_S = 5.0
+"""Seconds to wait for the thread when the feed is closed."""
 
 
 class KafkaPartition(Partition):
     """One partition of a topic; its position is the offset of the next record.
 
     The feed's thread appends to the buffer and then says how far it has fetched; the reader takes from it.
+
+    Parameters
+    ----------
+    feed
+        What reads the topic.
+    number
+        The partition's.
+    offset
+        Where to begin.
+    end
+        The end as of the start, or where a run until a time ends.
+    bounded
+        Whether the partition is done at `end`.
     """
 
     numbered: ClassVar[bool] = True
@@ -62,14 +78,15 @@ class KafkaPartition(Partition):
         self._bounded = bounded
         self._lock = threading.Lock()
         self._buffer: deque[tuple[int, Message]] = deque()
+        # Ever appended and ever pulled. Two counts, as each has one writer; the difference is what the buffer holds.
         self._bytes_in = self._bytes_out = 0
-        self._more_until = 0.0
+        self._more_until = 0.0  # the reader waits for more up to then
         self.place: TopicPartition = feed.place(number)
         self.paused = False
-        self.moved = True
-        self.removed: tuple[int, int] | None = None
+        self.moved = True  # the consumer has still to seek; what it gives is from elsewhere
+        self.removed: tuple[int, int] | None = None  # offsets of a gap behind what the buffer holds
         self.highwater = end
-        self.behind_since = wall.monotonic()
+        self.behind_since = wall.monotonic()  # since when nothing came of what was there at the start
         self.go_on_at(offset)
 
     # -- the reader's side
@@ -103,7 +120,7 @@ class KafkaPartition(Partition):
         return list[tuple[int, Raw]](records)
 
     def _judge(self) -> None:
-        """Whether the end was reached, or more is on its way."""
+        """Set `done` (the end was reached) and `pending` (more is on its way)."""
         fetched = self.fetched  # before the buffer is looked at: what was fetched up to here is in it
         empty = not self._buffer
         self.done = self._bounded and empty and fetched >= self._end
@@ -136,7 +153,8 @@ class KafkaPartition(Partition):
         raise Undecodable("invalid", f"the decoder gave {type(found).__name__}, not a dict or {self._event.__name__}")
 
     def lag(self) -> int:
-        # Marks of transactions have offsets too, but are no records: where nothing waits, they were fetched.
+        # Markers of transactions have offsets too, but are no records. With an empty buffer, all offsets up to
+        # `fetched` that were not pulled are such markers, and nothing to wait for.
         return max(self.highwater - (self._next if self._buffer else max(self._next, self.fetched)), 0)
 
     def close(self) -> None:
@@ -145,10 +163,13 @@ class KafkaPartition(Partition):
     # -- the thread's side
 
     def take(self, records: list[Any], fetched: int, highwater: int) -> None:
-        """Records from the consumer, which has fetched up to an offset."""
+        """Take records from the consumer, which has fetched up to the offset `fetched`.
+
+        `highwater` is the high watermark as of the last fetch, 0 where it is not known.
+        """
         with self._lock:
             if self.moved:
-                return  # they are from elsewhere
+                return  # of the offsets before the move
             for record in records:
                 if self._bounded and record.offset >= self._end:
                     fetched = self._end
@@ -165,7 +186,7 @@ class KafkaPartition(Partition):
             self.fetched = fetched
 
     def seek(self) -> int:
-        """Where the consumer is to go on; from now on what it gives is taken."""
+        """The offset that the consumer is to seek; what it gives from now on is taken."""
         with self._lock:
             self.moved = False
             self.behind_since = wall.monotonic()
@@ -192,7 +213,11 @@ def _size(message: Message) -> int:
 
 
 class KafkaFeed(Feed):
-    """A topic while it is read."""
+    """A topic while it is read, with the thread that fetches it.
+
+    Raises `InputError` where the topic is not there or no broker answers. What goes wrong in the thread later is raised
+    by the next `pull`.
+    """
 
     grows: ClassVar[bool] = True
 
@@ -229,7 +254,7 @@ class KafkaFeed(Feed):
         return TopicPartition(self.topic, number)
 
     def _find_until(self, known: list[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where a run ends that ends at a time; partitions without a later record are not named."""
+        """Of a run until a time, by partition: the first offset with that time or a later one, where there is one."""
         if self._mode.until is None:
             return {}
         after = self._consumer.offsets_for_times(dict.fromkeys(known, self._mode.until // 1000))
@@ -276,7 +301,7 @@ class KafkaFeed(Feed):
         return self._first[place], self._ends[place]
 
     def _start_of(self, place: TopicPartition) -> int:
-        """Where a new job begins."""
+        """Where a new job begins to read a partition, as declared."""
         start, (first, end) = self.declared.start, self._bounds(place)
         if start == "earliest":
             return first
@@ -296,7 +321,7 @@ class KafkaFeed(Feed):
         self._asked.put((lambda: self._commit(offsets), Future()))
 
     def _commit(self, offsets: Any) -> None:
-        """By a consumer of its own: nothing of a group may keep the records from coming."""
+        """Commit by a consumer of its own, so that a fault of the group's coordinator does not end the reading one."""
         if self._committer is None:
             self._committer = self._cluster.consumer(group=self.declared.group)
         self._committer.commit_async(offsets)
@@ -311,7 +336,7 @@ class KafkaFeed(Feed):
             )
 
     def _ask(self, question: Callable[[], Any]) -> Any:
-        """Have the thread do something with the consumer; its answer."""
+        """Have the thread ask the consumer something; waits up to `timeout` seconds for the answer."""
         answer: Future[Any] = Future()
         self._asked.put((question, answer))
         with self._cluster.asking(f"find out about topic {self.topic!r}"):
@@ -350,7 +375,7 @@ class KafkaFeed(Feed):
                 answer.set_exception(error)
 
     def _fetch(self) -> None:
-        """Hand on what comes within a while."""
+        """Fetch for up to `POLL_MS`, hand records to their partitions, pause and resume these."""
         from kafka.errors import OffsetOutOfRangeError
 
         parts = self._parts
@@ -382,7 +407,7 @@ class KafkaFeed(Feed):
                 )
 
     def _assign(self, parts: dict[TopicPartition, KafkaPartition]) -> None:
-        """Let the consumer go on where the reader wants it to."""
+        """Give the consumer the partitions of now, and seek where the reader has moved one."""
         if self._consumer.assignment() != set(parts):
             self._consumer.assign(list(parts))
         for place, part in parts.items():
@@ -390,18 +415,21 @@ class KafkaFeed(Feed):
                 self._consumer.seek(place, part.seek())
 
     def _fetched(self, place: TopicPartition, part: KafkaPartition) -> int:
-        # `KafkaConsumer.position` asks brokers for what it does not know; here it stands.
+        # `KafkaConsumer.position` would ask the brokers, and wait, where there is no position yet.
         position = self._consumer._subscription.assignment[place].position
         return part.fetched if position is None else int(position.offset)
 
     def _note_removed(self, wanted: dict[TopicPartition, int], parts: dict[TopicPartition, KafkaPartition]) -> None:
-        """Records that come next were removed, by retention most likely: stop, or go on behind them."""
+        """The offsets to go on at are out of range, most likely as retention removed records: stop, or go on behind.
+
+        `wanted` are these offsets.
+        """
         self._first |= self._consumer.beginning_offsets(list(wanted))
         for place, offset in wanted.items():
             part, first = parts[place], self._first[place]
             if self._mode.on_gap == "stop" or first <= offset:
                 raise InputError(gap_text(part.name, offset, first))
-            # What was fetched before comes first; then the reader takes note.
+            # The reader pulls what was fetched before first; then it takes note of the gap.
             part.removed = (offset, first)
             part.paused = True
             self._consumer.pause(place)
@@ -445,8 +473,9 @@ def find_gaps(declared: Kafka, positions: dict[str, Any]) -> dict[str, tuple[int
 def read_topic(declared: Kafka, begin: dict[int, int] | None = None) -> Iterator[Any]:
     """The committed records of a topic as kafka-python gives them, up to its end as of now.
 
-    `begin` are offsets by partition; partitions that are not named, and those that end before (made anew since), are
-    read from their beginning. Waits for transactions that are open to end. Raises `InputError`.
+    `begin` are offsets by partition. A partition that is not named is read from its beginning; so is one that ends
+    before its offset, as it was made anew since. Transactions that are open now are waited for. Raises `InputError`
+    where nothing came for the declared `timeout`.
     """
     cluster = declared.cluster()
     with closing(cluster.consumer()) as consumer, cluster.asking(f"read topic {declared.topic!r}"):

@@ -1,4 +1,4 @@
-"""Records sent to the topic again that they were read from."""
+"""Rejects sent again to the topic that they were read from; `rejects.py` says which."""
 
 from __future__ import annotations
 
@@ -18,24 +18,29 @@ RESUBMITTED = "millrace.resubmitted"
 
 
 class Returning:
-    """Sends records of a topic to it again: value, key, headers and partition as they were, their place in one more.
+    """Sends records of a topic to it again: value, key, headers and partition as they were, its place in a header.
 
-    The timestamp is that of now, as retention counts from it: with an old one a topic may drop the record at once.
-    Where a decoder may take the event's time from it, it stays as it was.
+    The timestamp becomes that of now: retention counts from it, so a record with an old one might be dropped at once.
+    Where the topic has a decoder it stays as it was, as the decoder may take the event's time from it.
+
+    Raises `InputError` where the topic is not there or no broker answers.
     """
 
     def __init__(self, declared: Kafka) -> None:
         self._topic = declared.topic
         self._timeout = declared.timeout
-        self._timely = declared.decoder is not None
+        self._keep_timestamp = declared.decoder is not None
         self._cluster = declared.cluster()
-        # A consumer makes no topics; a producer would bring one that was deleted to life again.
+        # Asked by a consumer first: where brokers make topics on demand, a producer would make a deleted one anew.
         with closing(self._cluster.consumer()) as consumer, self._cluster.asking(f"find topic {self._topic!r}"):
             self._partitions = {place.partition for place in partitions_of(consumer, self._topic)}
         self._producer = self._cluster.producer(None)
 
     def send(self, records: list[tuple[str, Message]]) -> Iterator[tuple[int, str | None]]:
-        """Send records with their places; for each its number here and None once it is acknowledged, else the fault."""
+        """Send (place, record) pairs; for each its index in `records`, and None once acknowledged, else the fault.
+
+        All acknowledgements together are waited for `timeout` seconds. A record that fails keeps no other back.
+        """
         from kafka.errors import KafkaError
 
         deadline = wall.monotonic() + self._timeout
@@ -63,7 +68,7 @@ class Returning:
             message.key,
             [*headers, (RESUBMITTED, place.encode())],
             partition=number if number in self._partitions else None,
-            timestamp_ms=message.timestamp if self._timely and message.timestamp > 0 else None,
+            timestamp_ms=message.timestamp if self._keep_timestamp and message.timestamp > 0 else None,
         )
 
     def close(self) -> None:

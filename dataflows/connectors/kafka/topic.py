@@ -1,4 +1,4 @@
-"""The declaration of a topic; what reads and writes it stands beside it."""
+"""The declaration of a topic, and its records as bytes; reading and writing are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, Field, field_validator
 
-from dataflows.connectors.kafka.cluster import Cluster, Security
+from dataflows.connectors.kafka.cluster import Cluster
+from dataflows.connectors.kafka.security import Security
 from dataflows.events import Event, Message, Outcome, Prediction, Record, Reject, encode, reject, to_time_us
 from dataflows.job import JobError, Output, Sink, SinkWriter, faults_of
 from dataflows.order import Feed, ReadMode, Source
@@ -36,25 +37,30 @@ class Kafka(Source, Sink):
         that are not named: from their beginning). A job that resumes goes on where its checkpoint is.
     decoder
         For inputs: a function of a `Message` (value, key, headers, timestamp) that gives a dict or an event, or None
-        for a record that says nothing. Default: the value is JSON. What it raises makes the record a reject.
+        for a record that says nothing. It is given null values too. Default: the value is JSON. What it raises makes
+        the record a reject.
     group
-        For inputs: a consumer group to which checkpoints' offsets are committed, for monitors of lag. Nothing reads
-        them.
+        For inputs: a consumer group to which the offsets of each checkpoint are committed, for monitors of lag. No job
+        reads them back.
     encoder
         For outputs: a function of a record (`Prediction`, `Outcome`, …) that gives the bytes of the value. Default:
         JSON.
     mode
         For outputs. `immediate` (default): a record is sent at once. `transactional`: the records between two
         checkpoints are written in one transaction, once the second is complete, so consumers (`read_committed`) see
-        each once, with up to one checkpoint interval of delay.
+        each once, up to one checkpoint interval later.
     compression
         For outputs: `gzip`, `snappy`, `lz4` or `zstd`; inputs know by themselves.
     timeout
         Seconds for which brokers may be away; then the job stops with an error, and goes on when it is started again.
+        Transactions of a job that died are aborted after it too, or after 600 s if it is longer.
     security
         Default: what the variables `MILLRACE_KAFKA_…` say (`Security`).
 
-    A null value (a tombstone) says that nothing happened: it is passed over and counted. An empty value is a reject.
+    Without a decoder, a null value (a tombstone) says that nothing happened: it is passed over and counted. An empty
+    value is a reject.
+
+    Raises `JobError` where a parameter is wrong.
 
     >>> class Payment(Event, id="payment_id", time="paid_at", unit="ms"):
     ...     payment_id: str
@@ -107,7 +113,7 @@ class Kafka(Source, Sink):
         raise ValueError(f"start={start!r} is none of 'earliest', 'latest', a time, offsets by partition")
 
     def cluster(self) -> Cluster:
-        """The brokers. Raises `JobError` where none are named."""
+        """What connects to the brokers; see `Cluster` for what it raises."""
         return Cluster(self.brokers, self.security, self.timeout)
 
     # -- as an input
@@ -206,17 +212,18 @@ def _encoded(record: Record, key: Any, encoder: Callable[[Any], bytes]) -> Encod
         # Text of the user's may hold lone surrogates, which UTF-8 does not know.
         coded = [(header, text.encode(errors="backslashreplace")) for header, text in headers]
         return name.encode(errors="backslashreplace"), value, coded
-    # Metrics and models of a job are few: by one key they stay in order.
+    # By one key all metrics stay in order, and the versions of each model.
     name = getattr(record, "model", "metrics")
     return name.encode(errors="backslashreplace"), value, [("time", record.time.isoformat().encode())]
 
 
 LETTER_BYTES = 900_000
-"""Of a larger record a dead letter keeps a part: topics take no more than 1 MB unless they are told to, and one that is
-refused would stop the job, again and again."""
+"""A dead letter keeps only a part of a larger record. Topics take 1 MB by default, and a dead letter that its topic
+refuses would stop the job, again after each restart."""
 
 SAID = ("reason", "detail", "place", "timestamp", "null", "cut")
-"""What a dead letter says in headers of its own, `millrace.reason` and so on, in this order and behind those it had."""
+"""What a dead letter says in headers of ours, `millrace.reason` and so on: in this order, behind those of the original.
+`decode_reject` reads them from the back up to `reason`, which is always there, so it has to come first."""
 
 
 _DETAIL = 20_000
@@ -226,8 +233,8 @@ _DETAIL = 20_000
 def _encoded_reject(record: Reject) -> Encoded:
     """A dead letter: value, key and headers as they came, with what is wrong in headers of ours.
 
-    kafka-python sends no null in a header, so that becomes empty, and no record of null key and value, so that gets an
-    empty key and a header which says so.
+    kafka-python sends no header without a value: a null there becomes empty. Nor does it send a record of null key and
+    null value: that gets an empty key, and `millrace.null` says so.
     """
     message = record.message()
     said = {"reason": record.reason, "detail": record.detail[:_DETAIL], "place": record.place}

@@ -1,14 +1,17 @@
 """A topic as an output: each record once, whatever was killed when.
 
-Every record has a number, which depends on the logged order of events alone, and carries it in the header `millrace`
-together with a tag of this run and output. After a resume the same records are made again under the same numbers, and
-what is in the topic already is found by them and not sent twice.
+Every record has a number, which depends on the logged order of events alone, and carries it in its last header:
+`millrace: JOB/TAG/NUMBER`. The tag is drawn once for each output, topic and branch. After a resume the same records are
+made again under the same numbers, and those that are in the topic already are found by them and not sent twice.
 
-`immediate`: a record is sent at once. A checkpoint waits until all before it are acknowledged, so only records after
-the checkpoint are looked for in the topic.
+`immediate`: a record is sent at once. A checkpoint waits until all records before it are acknowledged, so a resume
+looks only for later ones in the topic.
 
 `transactional`: records wait in an outbox until the checkpoint after them is complete, then go out in one transaction.
-After a kill the outbox knows what the checkpoint held, and the topic what was published of that.
+After a kill the outbox has what the checkpoint held, and the topic tells what was published of that.
+
+A checkpoint keeps: the tag, `count` (the number of the last record made), `published` (the number up to which all
+records are in the topic), and `offsets` (by partition, an offset that no record after `published` lies before).
 """
 
 from __future__ import annotations
@@ -37,14 +40,14 @@ HEADER = "millrace"
 
 UNACKNOWLEDGED = 50_000
 UNACKNOWLEDGED_BYTES = 64 << 20
-"""Records, and bytes of them, that may be under way to the brokers at once; then writing waits."""
+"""Records, and bytes of them, that may be sent and not acknowledged at once; beyond, writing waits."""
 
 SEGMENTS = 8
-"""Checkpoints whose records may wait for their transactions at once; then writing waits."""
+"""Checkpoints whose records may wait for their transactions at once; beyond, writing waits."""
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """Of an output of one branch: the tag of its records, the topic, and where that ended before the first of them."""
+    """How an output began on a branch: the tag of its records, the topic, and by partition where that ended before."""
 
     tag: str
     topic: str
@@ -52,7 +55,11 @@ class Begin(msgspec.Struct, frozen=True):
 
 
 class _Writer(SinkWriter):
-    """What both modes have in common: numbers, tags, what is in the topic already, what is under way."""
+    """What both modes have in common: numbers, tags, what is in the topic already, what is not acknowledged yet.
+
+    Raises `SinkError` where a record cannot be written within `timeout` seconds, and `InputError` where the topic
+    cannot be found or read at the start.
+    """
 
     def __init__(self, declared: Kafka, output: Output, position: Any | None) -> None:
         self._declared = declared
@@ -65,19 +72,20 @@ class _Writer(SinkWriter):
         same = kept.get("tag") == self._begin.tag
         self._offsets: dict[str, int] = dict(kept["offsets"] if same else self._begin.offsets)
         self._published: int = kept.get("published", 0) if same else 0
-        # Together, as a checkpoint keeps them: up to which record all is in the topic, and where that goes on.
+        # Both as of one moment, for the checkpoint: `_offsets` moves on with each acknowledgement. One tuple, as
+        # another thread may read it.
         self._settled = (self._published, dict(self._offsets))
         self._prefix = f"{output.job}/{self._begin.tag}/"
-        self._under_way: deque[tuple[float, int, Any]] = deque()
-        self._bytes = 0
+        self._under_way: deque[tuple[float, int, Any]] = deque()  # sent when, bytes, future; oldest first
+        self._bytes = 0  # of those under way
         self._outbox = Outbox(output.state / "outbox" / f"{output.kind}-{output.branch}")
         self._outbox.begin(self._count)
-        self._there: set[int] = set()
+        self._there: set[int] = set()  # numbers that the topic has, of records to be made again
 
     def _begun(self) -> Begin:
-        """Written before the first record is sent: a run that is killed before its first checkpoint must find it.
+        """How this output began: read back, or written now, where it is new or its topic has another name.
 
-        A topic of another name is begun anew.
+        Written before the first record is sent: a run that is killed before its first checkpoint must find the tag.
         """
         path = self._output.state / "outputs" / f"{self._output.kind}-{self._output.branch}.json"
         if path.exists():
@@ -109,7 +117,7 @@ class _Writer(SinkWriter):
         return {str(place.partition): end for place, end in ends.items()}
 
     def _numbers_there(self) -> set[int]:
-        """The numbers of this output's records that are in the topic, of those after what is known to be there."""
+        """The numbers of this output's records that the topic has at or after `offsets`."""
         found = set()
         prefix = self._prefix.encode()
         begin = {int(number): at for number, at in self._offsets.items()}
@@ -141,7 +149,7 @@ class _Writer(SinkWriter):
             self._wait()
 
     def _collect(self) -> None:
-        """Take note of what was acknowledged, in order."""
+        """Take note of acknowledgements, oldest first, up to the first that is missing."""
         under_way = self._under_way
         while under_way and under_way[0][2].is_done:
             _, size, future = under_way.popleft()
@@ -189,13 +197,13 @@ class _Writer(SinkWriter):
 
 
 class ImmediateWriter(_Writer):
-    """Sends at once; what the topic has already is left out."""
+    """Sends at once, except what the topic has already."""
 
     def __init__(self, declared: Kafka, output: Output, position: Any | None) -> None:
         super().__init__(declared, output, position)
         self._there = self._numbers_there()
         self._producer = self._cluster.producer(declared.compression)
-        for segment in self._outbox.complete():  # of a time when the mode was another
+        for segment in self._outbox.complete():  # left from a run in transactional mode
             for number, (key, value, headers) in enumerate(read(segment), segment.first):
                 if number not in self._there and number > self._published:
                     self._send(self._producer, (key, value, headers))
@@ -212,7 +220,7 @@ class ImmediateWriter(_Writer):
         self._collect()
 
     def flush(self) -> None:
-        return  # under way already
+        return  # the producer sends by itself
 
     def position(self) -> dict[str, Any]:
         self._wait_for_all()
@@ -227,14 +235,15 @@ class ImmediateWriter(_Writer):
 
 
 class TransactionalWriter(_Writer):
-    """Keeps records in an outbox, and publishes them by checkpoint from a thread of its own."""
+    """Keeps records in an outbox, and publishes those of each checkpoint from a thread of its own."""
 
     def __init__(self, declared: Kafka, output: Output, position: Any | None) -> None:
         super().__init__(declared, output, position)
         self._error: BaseException | None = None
         self._busy_since: float | None = None
         self._producer = self._cluster.producer(declared.compression, f"millrace-{output.job}-{self._begin.tag}")
-        # Fences a run that may still be somewhere, and ends what it left open: before the topic is read.
+        # Fences a process of before that may still be alive, and ends its open transaction: before the topic is read,
+        # which would wait for it.
         self._within_bound(self._producer.init_transactions)
         self._there = self._numbers_there()
         for segment in self._outbox.complete():
@@ -245,7 +254,7 @@ class TransactionalWriter(_Writer):
         self._thread.start()
 
     def _within_bound(self, work: Callable[[], Any]) -> None:
-        """Do what kafka-python would wait for without an end."""
+        """Do within `timeout` seconds what kafka-python would wait for without an end."""
         failed: list[BaseException] = []
 
         def body() -> None:
@@ -299,7 +308,10 @@ class TransactionalWriter(_Writer):
             self._error = error
 
     def _publish(self, segment: Segment) -> None:
-        """One transaction, of what the topic does not have. Nothing is committed before all is acknowledged."""
+        """Send what the topic does not have of a segment, in one transaction; then delete the segment.
+
+        Nothing is committed before all of it is acknowledged.
+        """
         if segment.last > self._published:
             left = [record for number, record in enumerate(read(segment), segment.first) if number not in self._there]
             if left:
