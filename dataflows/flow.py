@@ -375,6 +375,7 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
         self._ticks = any(sink.by_checkpoint for sink in run.sinks.values())
         self._lag_at = 0.0
         self._lag: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
         self._in_checkpoint: dict[str, Any] = {}
         run.control.published = self._reader.number
 
@@ -416,6 +417,7 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
         if now >= self._lag_at:
             self._lag_at = now + LAG_S
             self._lag = self._reader.lag()
+            self._offsets = {name: at for name, at in self._reader.offsets().items() if type(at) is int}
         counts = self._reader.counts
         return {
             "clock": work.clock,
@@ -427,6 +429,7 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
             "tombstones": counts["tombstones"],
             "gap": counts["gap"],
             "lag": self._lag,
+            "position": self._offsets,
             "end": batch.end,
             "came": _oldest_arrival(batch),
         }

@@ -140,7 +140,7 @@ def _at_batch(job: Job, run: RunDirectory, version: Version) -> PastState:
 
 
 def _at_time(job: Job, run: RunDirectory, moment: int) -> PastState:
-    branch = read_branches(run)[-1]
+    branch = _branch_at(run, moment)
     state = ReplayedState(job, run, branch, _nearest(run, branch, lambda m: m.clock is None or m.clock <= moment))
     try:
         state.go_to_time(moment)
@@ -148,6 +148,16 @@ def _at_time(job: Job, run: RunDirectory, moment: int) -> PastState:
         state.close()
         raise
     return state
+
+
+def _branch_at(run: RunDirectory, moment: int) -> Start:
+    """Of the branch that goes on and those that it grew from, the one whose log has the events up to then."""
+    branches = {start.branch: start for start in read_branches(run)}
+    branch = branches[max(branches)]
+    clocks = {tuple(m.version): m.clock for m in Checkpoints(run).all()}
+    while branch.forks and (clocks.get(branch.forks[-1]) or 0) > moment:
+        branch = branches[branch.forks[-1][0]]
+    return branch
 
 
 def _nearest(run: RunDirectory, branch: Start, fits: Any) -> Manifest:

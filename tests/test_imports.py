@@ -109,6 +109,8 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
             broken.add(f"{module} imports bytewax: only {', '.join(BYTEWAX)} may")
         if top == "kafka" and not _within(module, KAFKA):
             broken.add(f"{module} imports kafka: only {', '.join(KAFKA)} may")
+        elif top == "kafka" and name in at_start:
+            broken.add(f"{module} imports kafka at its start: jobs without Kafka would wait for it")
         if top in {"examples", "tests"}:
             broken.add(f"{module} imports {top}: what is installed does not have it")
         if _within(name, OF_CLI) and module not in CLI:
@@ -155,6 +157,7 @@ def test_a_forbidden_import_is_found() -> None:
     ]
     assert violations("dataflows.learner", "import bytewax.dataflow")[0].startswith("dataflows.learner imports bytewax")
     assert violations("dataflows.connectors.jsonl", "from kafka import KafkaConsumer")
+    assert violations("dataflows.connectors.kafka.cluster", "from kafka import KafkaConsumer")
     assert violations("dataflows.events", "from .learner import Learner") == [
         "dataflows.events imports dataflows.learner, which stands above it"
     ]
@@ -170,7 +173,7 @@ def test_a_forbidden_import_is_found() -> None:
 def test_allowed_imports_pass() -> None:
     """What the rules allow is not reported, and what only type checkers read does not count."""
     assert violations("dataflows.flow", "import bytewax\nfrom dataflows.learner import Learner") == []
-    assert violations("dataflows.connectors.kafka", "import kafka, bytewax.inputs") == []
+    assert violations("dataflows.connectors.kafka", "import bytewax.inputs\ndef late():\n    import kafka") == []
     assert violations("dataflows.cli", "from dataflows.report import metric_table") == []
     assert violations("dataflows.job", "from features.spec import Entity\nfrom . import events") == []
     assert violations("dataflows.job", "def play():\n    from dataflows.replay import play") == []

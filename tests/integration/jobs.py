@@ -35,7 +35,7 @@ def _job(events: Any, labels: Any, outputs: Outputs) -> Job:
         events=events,
         features=[
             Fields("amount"),
-            Entity("card", [Count(), Mean("amount")], over="1h"),
+            Entity("card", [Count(), Mean("amount")], over=os.environ.get("WINDOW", "1h")),
             Entity("card", [Mean("fraud")], over="1d", of="labels"),
         ],
         model=preprocessing.StandardScaler() | linear_model.LogisticRegression(),

@@ -348,3 +348,64 @@ def test_nothing_of_the_environment_is_needed_when_brokers_are_given(stage: Stag
     running.run(f"{JOB}:on_kafka", stage.out, *options, **environment)
     assert len(stage.scored()) == 50
     assert "MILLRACE_KAFKA_BROKERS" not in os.environ
+
+
+def test_inputs_that_were_written_in_transactions_are_repeated(kafka: Topics, tmp_path: Path) -> None:
+    """Marks of transactions and aborted records have offsets too; killed and resumed, each payment is answered once."""
+    stage = Stage(kafka, tmp_path, ORDER="arrival")
+    rows = jobs.payments(600)
+    told = jobs.chargebacks(rows)
+    kafka.fill_in_transactions(stage.payments, rows[:300], "card", 20)
+    kafka.fill_in_transactions(stage.chargebacks, told[:100], "id", 10)
+    options = ("--checkpoint", "5", "--linger", "0.01", "--batch-size", "30")
+    process = stage.start(*options)
+    wait_until(lambda: len(stage.scored()) == 300, "300 scores")
+    kill(process)  # before a checkpoint: all is repeated
+    kafka.fill_in_transactions(stage.payments, rows[300:], "card", 20)
+    stage.run(*options)
+    assert Counter(stage.scored()) == Counter(range(600))
+    assert kafka.values(stage.rejects) == []
+
+
+@pytest.mark.parametrize(("before", "after"), [("immediate", "transactional"), ("transactional", "immediate")])
+def test_the_mode_of_an_output_may_change(kafka: Topics, tmp_path: Path, before: str, after: str) -> None:
+    """Killed in one mode and resumed in the other: each record once."""
+    stage = Stage(kafka, tmp_path, ORDER="arrival", MODE=before)
+    rows = jobs.payments(800)
+    kafka.fill(stage.payments, rows[:400], key="card")
+    process = stage.start("--checkpoint", "1")
+    wait_until(lambda: len(stage.scored()) >= 400, "400 scores")
+    kafka.fill(stage.payments, rows[400:], key="card")
+    time.sleep(0.5)
+    kill(process)
+    stage.run("--checkpoint", "1", MODE=after)
+    assert Counter(stage.scored()) == Counter(range(800))
+
+
+def test_outputs_may_move_from_files_to_topics(kafka: Topics, tmp_path: Path) -> None:
+    """What was written before stays in the files; the topics begin with what comes after, and the run says so."""
+    stage = Stage(kafka, tmp_path, ORDER="arrival")
+    rows = jobs.payments(400)
+    kafka.fill(stage.payments, rows[:200], key="card")
+    process = stage.start("--checkpoint", "0.5", job="from_kafka")
+    predictions = stage.out / "predictions.jsonl"
+    wait_until(lambda: predictions.exists() and predictions.read_bytes().count(b"\n") == 200, "200 predictions")
+    stop(process)
+    kafka.fill(stage.payments, rows[200:], key="card")
+    printed = stage.run()
+    assert "predictions went elsewhere before" in " ".join(printed.split())
+    assert sorted(stage.scored()) == list(range(200, 400))
+    assert len(running.records(stage.out, "predictions")) == 200
+
+
+def test_a_changed_job_without_a_checkpoint_leaves_nothing_out(kafka: Topics, tmp_path: Path) -> None:
+    """Records of a run that was killed before its first checkpoint are not taken for those of the changed job."""
+    stage = Stage(kafka, tmp_path, ORDER="arrival")
+    rows = jobs.payments(100)
+    kafka.fill(stage.payments, rows, key="card")
+    process = stage.start("--checkpoint", "600")
+    wait_until(lambda: len(stage.scored()) == 100, "100 scores")
+    kill(process)
+    stage.run("--reset", "features_card", WINDOW="2h")
+    versions = Counter(row["id"] for row in kafka.values(stage.scores) if "count_2h_by_card" in row["features"])
+    assert versions == Counter(range(100))

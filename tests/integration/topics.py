@@ -86,6 +86,23 @@ class Topics:
         finally:
             producer.close()
 
+    def fill_in_transactions(self, topic: str, rows: list[Any], key: str, size: int) -> None:
+        """Send rows in transactions of so many each, with an aborted one behind each."""
+        producer = KafkaProducer(bootstrap_servers=self.address, transactional_id=self.name("filler"))
+        try:
+            producer.init_transactions()
+            for begin in range(0, len(rows), size):
+                producer.begin_transaction()
+                for row in rows[begin : begin + size]:
+                    producer.send(topic, json.dumps(row).encode(), str(row[key]).encode())
+                producer.commit_transaction()
+                producer.begin_transaction()
+                producer.send(topic, b"never meant", b"x")
+                producer.flush(30)
+                producer.abort_transaction()
+        finally:
+            producer.close()
+
     def read(self, topic: str, committed: bool = True) -> list[Any]:
         """All records of a topic, partition by partition."""
         consumer = KafkaConsumer(

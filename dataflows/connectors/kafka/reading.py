@@ -81,6 +81,7 @@ class KafkaPartition(Partition):
         # Ever appended and ever pulled. Two counts, as each has one writer; the difference is what the buffer holds.
         self._bytes_in = self._bytes_out = 0
         self._more_until = 0.0  # the reader waits for more up to then
+        self.away = False  # its broker cannot be reached: whether there is more, nobody knows
         self.place: TopicPartition = feed.place(number)
         self.paused = False
         self.moved = True  # the consumer has still to seek; what it gives is from elsewhere
@@ -127,7 +128,7 @@ class KafkaPartition(Partition):
         self.pending = (
             empty
             and not self.done
-            and (fetched < self._end or (fetched < self.highwater and wall.monotonic() < self._more_until))
+            and (self.away or fetched < self._end or (fetched < self.highwater and wall.monotonic() < self._more_until))
         )
 
     def position(self, back: int = 0) -> int:
@@ -180,7 +181,7 @@ class KafkaPartition(Partition):
             now = wall.monotonic()
             if records:
                 self._more_until = now + NEWS_S
-            if records or self.paused or fetched >= self._end:
+            if records or self.paused or (fetched >= self._end and not self.away):
                 self.behind_since = now
             self.highwater = max(highwater, self.highwater)
             self.fetched = fetched
@@ -276,7 +277,7 @@ class KafkaFeed(Feed):
             )
         if wanted < first and position is not None and self._mode.on_gap == "stop":
             raise InputError(gap_text(name, wanted, first))
-        end = min(end, self._until.get(place, end))
+        end = max(min(end, self._until.get(place, end)), 0 if position is None else wanted)
         part = KafkaPartition(self, place.partition, max(wanted, first), end, bounded=not self._mode.follow)
         if wanted < first and position is not None:
             part.gap = (wanted, first)
@@ -393,6 +394,7 @@ class KafkaFeed(Feed):
             self._note_removed(error.args[0], parts)
             return
         for place, part in parts.items():
+            part.away = self._is_away(place)
             part.take(found.get(place, []), self._fetched(place, part), self._consumer.highwater(place) or 0)
             if part.full and not part.paused:
                 part.paused = True
@@ -402,9 +404,14 @@ class KafkaFeed(Feed):
                 self._consumer.resume(place)
             elif wall.monotonic() - part.behind_since > self.declared.timeout:
                 raise InputError(
-                    f"{part.name}: no answer from {self._cluster.brokers} for {self.declared.timeout:.0f} s, though "
-                    "there are records. Hint: the job goes on from its checkpoint when it is started again"
+                    f"{part.name}: nothing came from {self._cluster.brokers} for {self.declared.timeout:.0f} s, though "
+                    "there are records, or its broker is away. Hint: the job goes on from its checkpoint when it is "
+                    "started again"
                 )
+
+    def _is_away(self, place: TopicPartition) -> bool:
+        leader = self._consumer._cluster.leader_for_partition(place)
+        return leader is None or leader < 0 or not self._consumer._client.connected(leader)
 
     def _assign(self, parts: dict[TopicPartition, KafkaPartition]) -> None:
         """Give the consumer the partitions of now, and seek where the reader has moved one."""

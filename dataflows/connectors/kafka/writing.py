@@ -133,14 +133,16 @@ class _Writer(SinkWriter):
 
     # -- sending
 
-    def _send(self, producer: Any, record: Encoded) -> None:
+    def _send(self, producer: Any, record: Encoded, number: int) -> None:
         """Send one; wait where too much is under way."""
         from kafka.errors import KafkaError
 
         key, value, headers = record
         size = len(value or b"") + len(key or b"") + 64
         try:
-            future = producer.send(self._topic, value, key, headers)
+            # Without a key kafka-python draws a partition; a resume has to find the record where it was.
+            partition = None if key is not None else number % len(self._begin.offsets)
+            future = producer.send(self._topic, value, key, headers, partition)
         except (KafkaError, OSError) as error:
             self._fail(error)
         self._under_way.append((wall.monotonic(), size, future))
@@ -206,7 +208,7 @@ class ImmediateWriter(_Writer):
         for segment in self._outbox.complete():  # left from a run in transactional mode
             for number, (key, value, headers) in enumerate(read(segment), segment.first):
                 if number not in self._there and number > self._published:
-                    self._send(self._producer, (key, value, headers))
+                    self._send(self._producer, (key, value, headers), number)
             self._wait_for_all()
             segment.path.unlink()
 
@@ -216,7 +218,7 @@ class ImmediateWriter(_Writer):
             if self._there and self._count in self._there:
                 self._there.discard(self._count)
             else:
-                self._send(self._producer, (key, value, self._numbered(self._count, headers)))
+                self._send(self._producer, (key, value, self._numbered(self._count, headers)), self._count)
         self._collect()
 
     def flush(self) -> None:
@@ -313,11 +315,12 @@ class TransactionalWriter(_Writer):
         Nothing is committed before all of it is acknowledged.
         """
         if segment.last > self._published:
-            left = [record for number, record in enumerate(read(segment), segment.first) if number not in self._there]
+            numbered = enumerate(read(segment), segment.first)
+            left = [(number, record) for number, record in numbered if number not in self._there]
             if left:
                 self._producer.begin_transaction()
-                for record in left:
-                    self._send(self._producer, record)
+                for number, record in left:
+                    self._send(self._producer, record, number)
                 self._wait_for_all()
                 self._producer.commit_transaction()
             self._there -= set(range(segment.first, segment.last + 1))
