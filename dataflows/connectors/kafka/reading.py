@@ -125,10 +125,12 @@ class KafkaPartition(Partition):
         fetched = self.fetched  # before the buffer is looked at: what was fetched up to here is in it
         empty = not self._buffer
         self.done = self._bounded and empty and fetched >= self._end
-        self.pending = (
-            empty
-            and not self.done
-            and (self.away or fetched < self._end or (fetched < self.highwater and wall.monotonic() < self._more_until))
+        # What came since the reader took from the buffer counts too.
+        self.pending = not self.done and (
+            not empty
+            or self.away
+            or fetched < self._end
+            or (fetched < self.highwater and wall.monotonic() < self._more_until)
         )
 
     def position(self, back: int = 0) -> int:
