@@ -127,7 +127,7 @@ def open_state(job: Job, run: RunDirectory, at: str = "latest") -> PastState:
 def _at_batch(job: Job, run: RunDirectory, version: Version) -> PastState:
     branch = next((start for start in read_branches(run) if start.branch == version.branch), None)
     if branch is None:
-        raise StateError(f"there is no branch {version.branch}. Hint: `millrace checkpoints JOB`")
+        return PastState.open(job, run, str(version))  # which says what there is
     state = ReplayedState(job, run, branch, _nearest(run, branch, lambda m: m.batch <= version.batch))
     try:
         if state.manifest.branch == branch.branch and state.manifest.batch > version.batch:

@@ -42,7 +42,7 @@ class Run:
         self.job: Job = load_job(str(place.file))
         self.directory = RunDirectory(place.out)
         for number, manifest in enumerate(Checkpoints(self.directory).all()):
-            if number % 5 != 2:
+            if number % 5:
                 next(self.directory.checkpoints.glob(f"*-{manifest.batch:012d}.json")).unlink()
 
     def at(self, when: str) -> Any:
@@ -139,7 +139,7 @@ def _text(second: int) -> str:
     return f"1970-01-01T{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}Z"
 
 
-@pytest.mark.parametrize(("when", "said"), [("1-4600", "batch 4600"), ("2-3", "branch 2"), ("noon", "'noon'")])
+@pytest.mark.parametrize(("when", "said"), [("1-4600", "batch 4600"), ("2-3", "'2-3'"), ("noon", "'noon'")])
 def test_what_was_never_there_is_said(run: Run, when: str, said: str) -> None:
     """A batch beyond the end, a branch that is not there, no time at all."""
     with pytest.raises(StateError, match=said):
@@ -158,7 +158,7 @@ def test_looking_changes_nothing(run: Run) -> None:
 def test_a_replay_makes_the_records_again(run: Run, tmp_path: Path, origin: str) -> None:
     """From the start, a batch, a checkpoint or a time to the end: byte for byte the rest of what the run wrote."""
     kept = Checkpoints(run.directory).all()
-    named = str(kept[len(kept) // 2].version) if origin == "checkpoint" else origin
+    named = str(kept[0].version) if origin == "checkpoint" else origin
     command = ["replay", str(run.place.file), "--directory", str(run.place.out), "--output", str(tmp_path / "again")]
     result = CliRunner().invoke(app, [*command, "--from", named])
     assert result.exit_code == 0, result.output
@@ -170,7 +170,7 @@ def test_a_replay_makes_the_records_again(run: Run, tmp_path: Path, origin: str)
         if origin == "start":
             assert whole == again
         if origin == "checkpoint":
-            assert whole[kept[len(kept) // 2].sinks.get(kind, 0) :] == again
+            assert whole[kept[0].sinks.get(kind, 0) :] == again
     refused = CliRunner().invoke(app, command)
     assert "not empty" in str(refused.exception)
 

@@ -45,12 +45,13 @@ class ConnectionErrors(logging.Handler):
     """
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__(logging.WARNING)
         self._reason: tuple[float, str] | None = None
 
     def listen(self) -> None:
         """Begin to listen; further calls change nothing."""
-        logging.getLogger("kafka.net.connection").addHandler(self)
+        for name in ("connection", "manager"):  # by which of them a cause is told depends on the moment
+            logging.getLogger(f"kafka.net.{name}").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         args = record.args if isinstance(record.args, tuple) else ()
