@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -583,10 +584,10 @@ def sync(directory: Path) -> None:
     """Make all that was written to the state files safe against power loss.
 
     Whoever wrote it: files are synced, not connections. SQLite writes to its logs first, and syncs what it moves from
-    there.
+    there. All at once: the disk takes them together.
     """
-    for file in directory.glob("*.sqlite3-wal"):
-        _sync_path(file)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(_sync_path, directory.glob("*.sqlite3-wal")))
 
 
 def _sync_path(path: Path) -> None:
