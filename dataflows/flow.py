@@ -54,11 +54,11 @@ from dataflows.tally import Tally
 from features.parts import FeatureParts
 from features.state import EntityFeatures
 
-FLUSH, FLUSH_LIVE = 1024, 64
+FLUSH, FLUSH_LIVE = 1024, 256
 """Changed entities after which a step writes to the state store before a checkpoint asks for it: so the checkpoint
 itself finds little left to write. Fewer where batches are small, as there events must not wait."""
 
-FLUSH_QUESTIONS, FLUSH_QUESTIONS_LIVE = 8192, 512
+FLUSH_QUESTIONS, FLUSH_QUESTIONS_LIVE = 8192, 1024
 """The same of questions that came and went: those that do both in between are never written."""
 
 
