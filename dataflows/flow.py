@@ -41,7 +41,7 @@ from dataflows.changes import declared, gone_names
 from dataflows.control import Control, Phase, StatusFile
 from dataflows.evaluate import Publisher
 from dataflows.events import Message, Prediction
-from dataflows.job import KIND_OF, KINDS, Job, Output, SinkWriter
+from dataflows.job import KIND_OF, KINDS, Job, Output, Sink, SinkWriter
 from dataflows.learner import Learner
 from dataflows.order import Batch, Reader
 from dataflows.orderlog import OrderLog
@@ -107,6 +107,7 @@ class Run:
         if self.start is None:
             _refuse_recovery()
             _refuse_launched_state(self.directory)
+            _refuse_checkpointed_outputs(self.sinks)
         else:
             gone = gone_names(self.start.layout, job)
             self.store = StateStore(self.directory.groups, self.start.lineage, allowed=names_of(job), gone=gone)
@@ -171,6 +172,16 @@ def _refuse_launched_state(directory: RunDirectory) -> None:
         raise RuntimeError(
             f"{directory.path} holds the state of a `millrace run`. Hint: go on with `millrace run`, or move it away"
         )
+
+
+def _refuse_checkpointed_outputs(sinks: dict[str, Sink]) -> None:
+    """Without checkpoints there is none to publish by."""
+    for kind, sink in sinks.items():
+        if sink.by_checkpoint:
+            raise RuntimeError(
+                f"the {kind} go to {sink.where()}, which publishes by the checkpoint, and the engine's own runner "
+                "makes none. Hint: `millrace run`, or mode='immediate'"
+            )
 
 
 def _rekey(items: list[tuple[str, Any]]) -> Iterable[Any]:
@@ -741,6 +752,8 @@ class RecordsSink(FixedPartitionedSink[Any, Any]):
         if sink is None:
             return WritePartition(None)
         output = Output(self._run.job.name, for_part, 1 if start is None else start.branch, self._run.directory.state)
+        if start is None:
+            output.begun.unlink(missing_ok=True)  # nothing outlives such a run
         if position is not None and not sink.accepts(position):
             position = None  # the launcher has said that it begins anew
         return WritePartition(sink.writer(output, position))

@@ -76,6 +76,11 @@ class Output(NamedTuple):
     branch: int
     state: Path
 
+    @property
+    def begun(self) -> Path:
+        """Where an output that cannot be cut back keeps how it began."""
+        return self.state / "outputs" / f"{self.kind}-{self.branch}.json"
+
 
 class SinkWriter(ABC):
     """Writes one output; `position` is what a checkpoint keeps and `Sink.writer` takes on resume."""

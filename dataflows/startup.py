@@ -274,8 +274,10 @@ class Startup:
             return self._open_branch(Checkpoints(self._run).find(str(start.version)), start.layout, before, changes)
         self._announce(changes)
         # What was written without a checkpoint to show for it is of a job that is no more.
-        for left in (*self._run.state.glob(f"outputs/*-{start.branch}.json"),):
+        for left in list(self._run.state.glob(f"outputs/*-{start.branch}.json")):
             left.unlink()
+        for left in list(self._run.state.glob(f"outbox/*-{start.branch}")):
+            shutil.rmtree(left)
         layout = next_layout(start.layout, before, self._job, self._now, self._reset_steps())
         changed = start.model_copy(update={"layout": layout, "job": self._now})
         self._run.order_log(start.branch).write_bytes(b"")

@@ -59,10 +59,12 @@ def wait_until(ready: Callable[[], bool], what: str, seconds: float = 60.0) -> N
 
 
 def stop(process: subprocess.Popen[str]) -> str:
-    """SIGTERM, as an orchestrator does; what was printed. A run that has just been started may not listen yet."""
+    """SIGTERM, as an orchestrator does, once it has started its workers; what was printed."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(lambda: process.poll() is not None or children.read_text() != "", "workers")
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode in (0, -signal.SIGTERM), printed
+    assert process.returncode == 0, printed
     return printed
 
 

@@ -39,25 +39,44 @@ class Returning:
     def send(self, records: list[tuple[str, Message]]) -> Iterator[tuple[int, str | None]]:
         """Send (place, record) pairs; for each its index in `records`, and None once acknowledged, else the fault.
 
-        All acknowledgements together are waited for `timeout` seconds. A record that fails keeps no other back.
+        All acknowledgements together are waited for `timeout` seconds. A record that fails keeps no other back: the
+        client gives a batch up as a whole, so what was refused is sent once more alone, and by another producer: one
+        that counts its records, and has missed one, finds no more acknowledged.
         """
+        deadline = wall.monotonic() + self._timeout
+        futures = [self._begin(place, message) for place, message in records]
+        refused = []
+        for number, future in enumerate(futures):
+            fault = self._fault(future, deadline)
+            if fault is None or wall.monotonic() >= deadline:
+                yield number, fault
+            else:
+                refused.append(number)
+        for number in refused:
+            self._producer.close(timeout=1)
+            self._producer = self._cluster.producer(None)
+            yield number, self._fault(self._begin(*records[number]), deadline)
+
+    def _begin(self, place: str, message: Message) -> Any:
+        """What will tell how it went: a future, or the error that there was at once."""
         from kafka.errors import KafkaError
 
-        deadline = wall.monotonic() + self._timeout
-        futures: list[Any] = []
-        for place, message in records:
+        try:
+            return self._sent(place, message)
+        except (KafkaError, ValueError, TypeError) as error:
+            return error
+
+    def _fault(self, future: Any, deadline: float) -> str | None:
+        """What is wrong with a record that was sent; None once it is acknowledged."""
+        from kafka.errors import KafkaError
+
+        wrong = future if isinstance(future, Exception) else None
+        if wrong is None:
             try:
-                futures.append(self._sent(place, message))
-            except (KafkaError, ValueError, TypeError) as error:
-                futures.append(error)
-        for number, future in enumerate(futures):
-            wrong = future if isinstance(future, Exception) else None
-            if wrong is None:
-                try:
-                    future.get(timeout=max(deadline - wall.monotonic(), 0.001))
-                except KafkaError as error:
-                    wrong = error
-            yield number, None if wrong is None else f"{type(wrong).__name__}: {wrong}"
+                future.get(timeout=max(deadline - wall.monotonic(), 0.001))
+            except KafkaError as error:
+                wrong = error
+        return None if wrong is None else f"{type(wrong).__name__}: {wrong}"
 
     def _sent(self, place: str, message: Message) -> Any:
         number = int(place.rpartition("/")[2].partition(":")[0])

@@ -87,7 +87,7 @@ class _Writer(SinkWriter):
 
         Written before the first record is sent: a run that is killed before its first checkpoint must find the tag.
         """
-        path = self._output.state / "outputs" / f"{self._output.kind}-{self._output.branch}.json"
+        path = self._output.begun
         if path.exists():
             begin = msgspec.json.decode(path.read_bytes(), type=Begin)
             if begin.topic == self._topic:
