@@ -11,12 +11,10 @@ by a name until somebody deletes it.
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.metadata import version as package_version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +27,6 @@ from dataflows.recovery import Committed
 from dataflows.settings import RunDirectory, Start, read_branches
 from dataflows.state import READER, Lineage, StateError, StateFile, StateStore, Version
 
-_LIBRARIES = ("bytewax", "river", "pydantic", "msgspec", "numpy", "scipy")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
@@ -108,15 +105,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def lineage(self) -> Lineage:
         """The way to this version."""
         return Lineage([Version(*fork) for fork in self.forks], self.version)
-
-
-def environment() -> dict[str, str]:
-    """What results depend on beside the job: interpreter, libraries, processor family."""
-    found = {"python": platform.python_version(), "implementation": platform.python_implementation()}
-    found |= {"machine": platform.machine(), "system": platform.system()}
-    for library in _LIBRARIES:
-        found[library] = package_version(library)
-    return found
 
 
 class Checkpoints:
@@ -255,6 +243,8 @@ class Agent:
         What stays.
     committed
         Gives what the engine has committed, or None when that is what it gave last.
+    maker
+        What results depend on beside the job, for the manifests (`dataflows.provenance`).
     expiry
         By the name of rows of a feature step, how long (µs of event time) after its last event an entity equals one
         never seen.
@@ -267,6 +257,7 @@ class Agent:
         job: dict[str, Any],
         retention: Retention,
         committed: Callable[[], Committed | None],
+        maker: dict[str, str],
         expiry: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._run = run
@@ -277,7 +268,7 @@ class Agent:
         self._committed = committed
         self._expiry = expiry
         self._clocks = Clocks(run.state / "clocks.json", start.version)
-        self._environment = environment()
+        self._environment = maker
         self._control = Control(run.control)
         self._forks = sorted({Version(*fork) for branch in read_branches(run) for fork in branch.forks})
         self._files: dict[str, StateFile] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time as wall
 from collections import Counter
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from dataflows import cli_rejects, cli_state
+from dataflows import cli_audit, cli_diff, cli_rejects, cli_state
 from dataflows.checkpoints import Retention
 from dataflows.cli_state import Brokers, Data, Directory, JobArgument, Labels, name_brokers
 from dataflows.connectors import Kafka, Stdin, Stdout
@@ -27,7 +28,7 @@ from dataflows.events import Metrics, describe_faults, to_datetime, to_time_us
 from dataflows.job import KINDS, Job, JobError, Label, SinkError
 from dataflows.order import TO_THE_END, InputError, ReadMode
 from dataflows.orderlog import OrderLogError
-from dataflows.runtime import Launcher, disk_hint, load_job, with_inputs
+from dataflows.runtime import HASH_SEED, Launcher, disk_hint, load_job, with_inputs
 from dataflows.settings import RunDirectory, Settings, output_sinks
 from dataflows.startup import Request, RunError, Startup, read_job
 from dataflows.state import StateError
@@ -63,6 +64,8 @@ app.command()(cli_state.savepoint)
 app.command()(cli_state.state)
 app.command()(cli_state.replay)
 app.command()(cli_rejects.rejects)
+app.command()(cli_audit.audit)
+app.command()(cli_diff.diff)
 
 
 @app.command()
@@ -432,8 +435,23 @@ def _summary(console: Console, job: Job, status: dict[str, Any], seconds: float,
         console.print("stopped with a checkpoint; run again to go on")
 
 
+_REPEATING = {"audit", "bootstrap", "dataset", "models", "replay", "score", "state"}
+"""Commands that carry out again in this process what workers did."""
+
+
+def _fix_hashes() -> None:
+    """Have strings hashed as in workers: river walks over sets in places, and sums depend on the order.
+
+    The interpreter takes the seed when it starts, so it starts again.
+    """
+    if sys.argv[1:2] and sys.argv[1] in _REPEATING and os.environ.get("PYTHONHASHSEED") != HASH_SEED:
+        os.environ["PYTHONHASHSEED"] = HASH_SEED
+        os.execv(sys.executable, [sys.executable, "-m", "dataflows", *sys.argv[1:]])
+
+
 def main() -> None:
     """The command's entry point: errors of ours are one message and exit code 1, not a traceback."""
+    _fix_hashes()
     try:
         app()
     except ValidationError as error:

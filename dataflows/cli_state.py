@@ -68,7 +68,7 @@ def checkpoints(
     as_json: Json = False,
 ) -> None:
     """List the checkpoints and savepoints of a job: version, event time, wall time, size."""
-    run = _run_of(load_job(job), directory)
+    run = run_of(load_job(job), directory)
     found = Checkpoints(run)
     if delete is not None:
         found.unname(delete)
@@ -112,7 +112,7 @@ def savepoint(
     ] = 60.0,
 ) -> None:
     """Keep the state as it is now under a name, also while the job runs."""
-    run = _run_of(load_job(job), directory)
+    run = run_of(load_job(job), directory)
     found = Checkpoints(run)
     manifest = _up_to_now(run, found, timeout)
     found.name(name, manifest)
@@ -160,7 +160,7 @@ def state(
     """
     name_brokers(kafka)
     loaded = with_inputs(load_job(job), data, labels)
-    past = open_state(loaded, _run_of(loaded, directory), at)
+    past = open_state(loaded, run_of(loaded, directory), at)
     try:
         of = _parse(entity or [])
         found = _entity_state(past, of) if of else _whole_state(past)
@@ -191,7 +191,7 @@ def replay(
         raise JobError(f"--output {output} is not empty. Hint: another directory")
     output.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
-    for kind, lines, count in _by_kind(history.replay(loaded, _run_of(loaded, directory), origin, until)):
+    for kind, lines, count in _by_kind(history.replay(loaded, run_of(loaded, directory), origin, until)):
         counts[kind] += count
         with (output / f"{kind}.jsonl").open("ab") as file:
             file.write(lines)
@@ -307,7 +307,8 @@ def size_text(count: int) -> str:
     return f"{size:.1f} {unit}"
 
 
-def _run_of(job: Job, directory: Path | None) -> RunDirectory:
+def run_of(job: Job, directory: Path | None) -> RunDirectory:
+    """Where the run of a job lies. Raises `RunError` where there is none."""
     run = RunDirectory.of(job, Settings(directory=directory))
     if not run.job.exists():
         raise RunError(

@@ -43,6 +43,8 @@ from dataflows.evaluate import Publisher
 from dataflows.events import Message, Prediction
 from dataflows.job import KIND_OF, KINDS, Job, Output, Sink, SinkWriter
 from dataflows.learner import Learner
+from dataflows.learnlog import LearnLog
+from dataflows.learnstore import LearnWriter, learn_file
 from dataflows.order import Batch, Reader
 from dataflows.orderlog import OrderLog
 from dataflows.pickles import names_of
@@ -143,7 +145,7 @@ class Run:
         """Make this checkpoint survive a power loss, if that was asked for."""
         if self.start is None or self.settings.durability == "process":
             return
-        sync(self.directory.groups)
+        sync(self.directory.groups, self.directory.learned)
         descriptor = os.open(self.directory.order_log(self.start.branch), os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -561,15 +563,22 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
         self._run = run
         self._learner: Learner | None = None
         self._state: StepState | None = None
+        self._learned: LearnWriter | None = None
+        self._log: LearnLog | None = None
         self._empties = empties_of(run.job)
         self._heads: dict[int, Head] = {}
         self._parts: dict[int, list[Part]] = {}
         self._number = batch  # the engine asks for a snapshot after a resume too, before anything came
 
     def _open(self, group: int) -> Learner:
-        self._state = self._run.state(group_file(group), "learner")
-        begun = 1 if self._run.start is None else self._run.start.layout.models
-        self._learner = Learner(self._run.job, _rows(self._state), begun)
+        run = self._run
+        self._state = run.state(group_file(group), "learner")
+        begun = 1 if run.start is None else run.start.layout.models
+        if run.start is not None and run.job.audit is not None:
+            path, maker = learn_file(run.directory, group), run.settings.maker
+            self._learned = LearnWriter(path, run.start.lineage, begun, run.job.audit, maker)
+            self._log = self._learned.log(run.job.feature_names)
+        self._learner = Learner(run.job, _rows(self._state), begun, self._log)
         return self._learner
 
     def on_batch(self, values: list[Head | Part]) -> tuple[list[tuple[str, SaidPart]], bool]:
@@ -596,13 +605,21 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
         said = learner.process(head.operations, columns)
         self._number = head.number
         full = head.questions >= self._run.settings.batch_size // 2
-        if learner.unsaved >= (FLUSH_QUESTIONS if full else FLUSH_QUESTIONS_LIVE):
+        limit = FLUSH_QUESTIONS if full else FLUSH_QUESTIONS_LIVE
+        if learner.unsaved >= limit:
             self._write(complete=False)
+        elif self._log is not None and len(self._log) >= limit:
+            self._keep_log()
         return SaidPart(head.number, said)
 
     def _write(self, complete: bool) -> None:
+        self._keep_log()
         if self._state is not None and self._learner is not None:
             self._state.write(self._number, self._learner.changes(models=complete), complete)
+
+    def _keep_log(self) -> None:
+        if self._learned is not None and self._log:
+            self._learned.write(self._number, self._log.take())
 
     def snapshot(self) -> int:
         _assert_nothing_waits(self._heads, self._parts)

@@ -336,6 +336,34 @@ class Report(BaseModel):
             object.__setattr__(self, "period", duration(self.period))
 
 
+class Audit(BaseModel):
+    """How predictions are kept so that each can be made again: see `millrace audit`.
+
+    Parameters
+    ----------
+    every
+        Examples between two keyframes of a model: to make a prediction again, no more have to be learned again. A
+        keyframe is the pickled model: kilobytes for a logistic regression, megabytes for a forest.
+    frames
+        So many of the newest keyframes of each model stay; of older ones each tenth.
+    keep
+        How long, in event time, what was asked and learned is kept; None: for ever.
+
+    >>> Audit(keep="400d").keep
+    34560000000000
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=2_000, gt=0)
+    frames: int = Field(default=100, gt=0)
+    keep: Any = None
+
+    def model_post_init(self, _: Any) -> None:
+        if self.keep is not None:
+            object.__setattr__(self, "keep", duration(self.keep))
+
+
 Feature = Entity | Derived | Lookup | Fields
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -367,6 +395,8 @@ class Job(BaseModel):
         Order and lateness.
     outputs
         Where records go.
+    audit
+        How predictions are kept to be made again; None: not at all.
     max_ids
         Event ids remembered to recognise duplicates; the oldest are forgotten beyond.
     max_models
@@ -405,6 +435,7 @@ class Job(BaseModel):
     report: Report = Field(default_factory=lambda: Report(outcomes=1000))
     time: Time = Field(default_factory=Time)
     outputs: Outputs = Field(default_factory=Outputs)
+    audit: Audit | None = Field(default_factory=Audit)
     max_ids: int = Field(default=200_000, ge=0)
     max_models: int = Field(default=100_000, gt=0)
 

@@ -24,6 +24,7 @@ from dataflows.chunks import Chunks
 from dataflows.evaluate import Said
 from dataflows.events import Outcome, Prediction, encode, reject, to_datetime
 from dataflows.job import Job, final_step
+from dataflows.learnlog import FAILED, LEARNING_FAILED, NOT_LEARNED, WENT_WELL, LearnLog
 from features.rows import Change, Rows, key_text, put
 from features.spec import Entity
 
@@ -59,16 +60,18 @@ class Learner:
         Where models and questions are kept; `changes` says what to keep.
     begun
         How often the models were begun: those of an earlier time are not found any more.
+    log
+        Where to note what is asked and learned; None: nowhere.
     """
 
-    def __init__(self, job: Job, rows: Rows | None = None, begun: int = 1) -> None:
+    def __init__(self, job: Job, rows: Rows | None = None, begun: int = 1, log: LearnLog | None = None) -> None:
         self._names = job.feature_names
         self._per = job.per
         self._arrange = _arrangement(job)
         self._model_name = job.model_name
         self._prototype = pickle.dumps(job.model, 5)
         self._supervised: bool = job.model._supervised
-        self._method, gives_distribution = _question_method(job)
+        self._method, gives_distribution = method_of(job.model)
         self._shows_probability = gives_distribution and job.binary
         self._models: dict[Any, _Model] = {}
         self._open: dict[int, tuple[Any, ...]] = {}
@@ -82,6 +85,9 @@ class Learner:
         self._touched: set[Any] = set()
         self._declared = (self._names, self._per, self._model_name)
         self._kept_declared: tuple[Any, Any, Any] | None = None
+        self._log = log
+        if log is not None and log.begins:
+            log.prototype(self._prototype, 0)
         if rows is not None and not self._fresh:
             self._restore(rows)
 
@@ -102,7 +108,7 @@ class Learner:
         if per != self._per:
             for seq, (*asked, key, version, about) in self._open.items():
                 if type(key) is not list:
-                    self._open[seq] = (*asked, [_named(model, per, key)], version, about)
+                    self._open[seq] = (*asked, [model_named(model, per, key)], version, about)
 
     def changes(self, models: bool = True) -> Iterator[Change]:
         """What the rows need to follow since the last call: questions that came and went, models asked or taught.
@@ -180,9 +186,12 @@ class Learner:
             x = kept = _present(features)
         # Asked is enough: factorization machines of river draw the weights of a feature when they see it first.
         self._touched.add(key)
+        log = self._log
         try:
             output = model.answer(x)
         except Exception as error:  # noqa: BLE001 - what a model does not like spoils the question, not the job
+            if log is not None:
+                log.failed(seq, key, id, time, kept, model.version, late)
             self._fail("model_error", f"{type(error).__name__}: {error}", id, to_datetime(time), values, position, said)
             return
         # For bool labels records show the probability of True.
@@ -194,14 +203,22 @@ class Learner:
             self._asked.append(seq)
         if self._supervised:
             self._open[seq] = (id, at, kept, output, key, version, about)
+            if log is not None:
+                log.asked(seq, key, id, time, kept, version, late, output)
         else:
             self._open[seq] = (id, at, None, output, key, version, about)
             try:
                 model.learn(x)
             except Exception as error:  # noqa: BLE001 - as above
+                if log is not None:
+                    log.asked(seq, key, id, time, kept, version, late, output, LEARNING_FAILED)
                 self._fail("model_error", _while_learning(error), id, at, values, position, said)
                 return
             model.version += 1
+            if log is not None:
+                log.asked(seq, key, id, time, kept, version, late, output)
+                if model.version % log.every == 0:
+                    log.keyframe(key, model.version, model.model)
 
     def _learn(self, operation: tuple[Any, ...], said: list[Said]) -> None:
         _, position, seq, label, moment, assumed = operation
@@ -212,7 +229,10 @@ class Learner:
             self._closed.append(seq)
         id, at, kept, output, key, version, about = question
         shown = output.get(True, 0.0) if self._shows_probability else output
+        log = self._log
         if type(key) is list:  # its model is gone
+            if log is not None:
+                log.learned(seq, key, label, moment, assumed, NOT_LEARNED)
             outcome = Outcome(id, at, shown, label, to_datetime(moment), key[0], version, version, assumed)
             said.append((position, outcome, output, moment, about))
             return
@@ -225,9 +245,15 @@ class Learner:
             try:
                 model.learn(x, label)
             except Exception as error:  # noqa: BLE001 - as above
+                if log is not None:
+                    log.learned(seq, key, label, moment, assumed, FAILED)
                 self._fail("model_error", _while_learning(error), id, at, tuple(x.values()), position, said)
                 return
             model.version += 1
+        if log is not None:
+            log.learned(seq, key, label, moment, assumed, NOT_LEARNED if kept is None else WENT_WELL)
+            if kept is not None and model.version % log.every == 0:
+                log.keyframe(key, model.version, model.model)
         outcome = Outcome(id, at, shown, label, to_datetime(moment), model.name, version, model.version, assumed)
         said.append((position, outcome, output, moment, about))
 
@@ -237,9 +263,11 @@ class Learner:
         if kept:
             fitted, name, version = kept[0]
             model = self._models[key] = _Model(fitted, name, version, self._method)
+            if self._log is not None and self._log.begins:
+                self._log.keyframe(key, version, fitted)  # older than the log
             return model
         # A pickle round trip first, so that a model behaves the same before and after a checkpoint.
-        name = _named(self._model_name, self._per, key)
+        name = model_named(self._model_name, self._per, key)
         model = self._models[key] = _Model(pickle.loads(self._prototype), name, 0, self._method)
         return model
 
@@ -260,7 +288,7 @@ def _present(features: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in features.items() if value is not None}
 
 
-def _named(model: str, per: tuple[str, ...] | None, key: Any) -> str:
+def model_named(model: str, per: tuple[str, ...] | None, key: Any) -> str:
     """The name of a key's model."""
     if per is None:
         return model
@@ -268,9 +296,9 @@ def _named(model: str, per: tuple[str, ...] | None, key: Any) -> str:
     return f"{model}/{','.join(f'{name}={part}' for name, part in zip(per, parts, strict=True))}"
 
 
-def _question_method(job: Job) -> tuple[str, bool]:
-    """The model's method that answers, and whether it gives a distribution over labels."""
-    step = final_step(job.model)
+def method_of(model: Any) -> tuple[str, bool]:
+    """The method of a model that answers, and whether it gives a distribution over labels."""
+    step = final_step(model)
     if isinstance(step, base.Classifier):
         gives_probabilities = type(step).predict_proba_one is not base.Classifier.predict_proba_one
         return ("predict_proba_one", True) if gives_probabilities else ("predict_one", False)

@@ -95,7 +95,7 @@ class _Unpickler(pickle.Unpickler):
         # fix_imports would turn names of Python 2 into ours behind our back.
         super().__init__(io.BytesIO(data), fix_imports=False)
         self._allowed = allowed
-        self._beside = _beside(allowed)
+        self._beside = users_modules(allowed)
         self._gone = gone
 
     def find_class(self, module: str, name: str) -> Any:
@@ -138,7 +138,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 @lru_cache(maxsize=64)
-def _beside(allowed: frozenset[Name]) -> frozenset[str]:
+def users_modules(allowed: frozenset[Name]) -> frozenset[str]:
     """The modules of the job's own classes: its model may in time hold others that are defined there."""
     return frozenset(module for module, _ in allowed if module.split(".")[0] not in _LIBRARIES)
 

@@ -35,6 +35,7 @@ from dataflows.connectors.files import LineFile
 from dataflows.control import Control, Phase
 from dataflows.job import Job, JobError, SinkError
 from dataflows.order import InputError
+from dataflows.provenance import provenance
 from dataflows.recovery import CommitWatch, committed
 from dataflows.settings import RunDirectory, Settings, Start, output_sinks
 from dataflows.startup import Request, RunError, Startup, settle
@@ -209,7 +210,7 @@ class Launcher:
         self._job = job
         self._workers = workers
         self._interval = interval
-        self._settings = settings
+        self._settings = settings.model_copy(update={"maker": provenance(job, settings.groups)})
         self._request = request or Request()
         self._fresh = fresh
         self._restarts = restarts
@@ -282,6 +283,7 @@ class Launcher:
             describe(self._job, self._settings.groups),
             self._request.retention,
             CommitWatch(self._run.recovery(start.branch), self._job.name, start.layout),
+            self._settings.maker,
             expiry(self._job, start.layout),
         )
         try:

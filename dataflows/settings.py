@@ -100,6 +100,8 @@ class Settings(BaseModel):
         take 2 to 10 ms.
     measures
         Measure how long predictions take; costs some tenths of a microsecond each.
+    maker
+        What results depend on beside the job, noted with what is learned (`dataflows.provenance`).
     start, worker, workers
         For workers only: where the launcher has them go on, which of them this is, and how many there are.
     """
@@ -115,6 +117,7 @@ class Settings(BaseModel):
     cache: int = Field(default=500_000, gt=0)
     durability: Literal["power", "process"] = "power"
     measures: bool = False
+    maker: dict[str, str] = Field(default_factory=dict)
     start: Start | None = None
     worker: int = 0
     workers: int = 1
@@ -138,6 +141,7 @@ class RunDirectory:
         self.groups = self.state / "groups"
         self.checkpoints = self.state / "checkpoints"
         self.savepoints = self.state / "savepoints"
+        self.learned = self.state / "learned"
         self.control = self.state / "control"
         self.status = self.state / "status.json"
         self.job = self.state / "job.json"

@@ -23,6 +23,7 @@ from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, opena
 from dataflows.connectors import Stdin
 from dataflows.control import write_whole
 from dataflows.job import Job, JobError, Output
+from dataflows.learnstore import roll_back
 from dataflows.order import gap_text
 from dataflows.recovery import Committed, committed, create_recovery, remove_stale_snapshots, step_ids
 from dataflows.replay import inputs_of
@@ -166,7 +167,9 @@ class Startup:
         self._ready_files(start, found)
         if found.reader is None:
             self._put_outputs_back(start)
-        agent = Agent(self._run, start, read_job(self._run), self._request.retention, lambda: found)
+        agent = Agent(
+            self._run, start, read_job(self._run), self._request.retention, lambda: found, self._settings.maker
+        )
         agent.look()
         agent.close()
         return start, found.reader is None, {} if found.reader is None else found.reader["offsets"]
@@ -193,6 +196,7 @@ class Startup:
                 files.extend(pool.map(lambda name: self._checked(name, start, found.parts.get(name, {})), names))
                 self._drop_newer(start.version)
                 list(pool.map(lambda file: file.roll_back(start.version), files))
+                roll_back(self._run, start.version)
                 list(pool.map(StateFile.close, files))
         except StateError as error:
             for file in files:

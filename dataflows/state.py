@@ -208,10 +208,8 @@ class StateFile:
         if not create and not path.exists():
             raise StateError(f"the state file {path} is missing. {HINT}")
         try:
-            self._database = _connect(path, writable)
+            self._database = open_database(path, writable)
             try:
-                if writable:
-                    _set_up(self._database)
                 if create:
                     self._create(group)
                 self._check_format(group)
@@ -580,14 +578,14 @@ def group_file(group: int) -> str:
     return f"{group:03d}"
 
 
-def sync(directory: Path) -> None:
-    """Make all that was written to the state files safe against power loss.
+def sync(*directories: Path) -> None:
+    """Make all that was written to the state files of these directories safe against power loss.
 
     Whoever wrote it: files are synced, not connections. SQLite writes to its logs first, and syncs what it moves from
     there. All at once: the disk takes them together.
     """
     with ThreadPoolExecutor(max_workers=8) as pool:
-        list(pool.map(_sync_path, directory.glob("*.sqlite3-wal")))
+        list(pool.map(_sync_path, (log for each in directories for log in each.glob("*.sqlite3-wal"))))
 
 
 def _sync_path(path: Path) -> None:
@@ -598,21 +596,23 @@ def _sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def _connect(path: Path, writable: bool) -> sqlite3.Connection:
+def open_database(path: Path, writable: bool) -> sqlite3.Connection:
+    """An SQLite file of ours: to be read as it is, also while others write, or to be written by several."""
     # isolation_level None: transactions are ours to begin. Steps of one process share a file, one after the other.
     if not writable:
         logged = path.with_name(path.name + "-wal").exists()
         way = "mode=ro" if logged or os.access(path.parent, os.W_OK) else "immutable=1"
         return sqlite3.connect(f"{path.resolve().as_uri()}?{way}", uri=True, isolation_level=None, timeout=_BUSY)
-    return sqlite3.connect(path, isolation_level=None, timeout=_BUSY, check_same_thread=False)
-
-
-def _set_up(database: sqlite3.Connection) -> None:
-    """For a file that is written."""
-    database.execute("PRAGMA journal_mode = WAL").fetchall()
-    database.execute("PRAGMA synchronous = NORMAL")  # never damaged by power loss; `sync` makes it lose nothing
-    database.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-    database.execute("PRAGMA cache_size = -8000")
+    database = sqlite3.connect(path, isolation_level=None, timeout=_BUSY, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode = WAL").fetchall()
+        database.execute("PRAGMA synchronous = NORMAL")  # never damaged by power loss; `sync` makes it lose nothing
+        database.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+        database.execute("PRAGMA cache_size = -8000")
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 def _checksum(step: int, key: str, version: int, kind: int, value: bytes) -> int:

@@ -29,7 +29,7 @@ LAYERS = [
     {"dataflows.replay", "dataflows.flow", "dataflows.query", "dataflows.rejects"},
     {"dataflows.startup", "dataflows.history"},
     {"dataflows.runtime"},
-    {"dataflows.cli", "dataflows.cli_state", "dataflows.cli_rejects", "dataflows.monitor"},
+    {"dataflows.cli", "dataflows.cli_state", "dataflows.cli_rejects", "dataflows.cli_diff", "dataflows.monitor"},
     {"dataflows.__main__"},
 ]
 # state ← recovery ← checkpoints ← startup
@@ -46,8 +46,16 @@ STORE = [
 BYTEWAX = ["dataflows.flow", "dataflows.runtime", "dataflows.recovery", "dataflows.connectors", "dataflows.testing"]
 KAFKA = ["dataflows.connectors.kafka"]
 # What only the command line and the entry point show or start.
-OF_CLI = {"dataflows.report", "dataflows.cli", "dataflows.cli_state", "dataflows.cli_rejects", "dataflows.monitor"}
-CLI = ["dataflows.cli", "dataflows.cli_state", "dataflows.cli_rejects", "dataflows.__main__"]
+OF_CLI = {
+    "dataflows.report",
+    "dataflows.diff",
+    "dataflows.cli",
+    "dataflows.cli_state",
+    "dataflows.cli_rejects",
+    "dataflows.cli_diff",
+    "dataflows.monitor",
+}
+CLI = ["dataflows.cli", "dataflows.cli_state", "dataflows.cli_rejects", "dataflows.cli_diff", "dataflows.__main__"]
 # The ways up that DESIGN.md wants itself: job.play(events) runs a declaration in a notebook, job.at(...) looks into its
 # state. Allowed inside a function only, so that importing the declaration does not load what runs it.
 LATE = ("dataflows.job", {"dataflows.replay", "dataflows.query", "dataflows.history"})
