@@ -28,7 +28,19 @@ from dataflows.likeness import first_difference
 from dataflows.pickles import names_of
 from dataflows.provenance import differences, provenance
 from dataflows.query import PastState
-from dataflows.relearn import UNKNOWN, Passed, Place, Relearning, Said, Target, Taught, segments
+from dataflows.relearn import (
+    END,
+    UNKNOWN,
+    Passed,
+    Place,
+    Relearning,
+    Said,
+    Segment,
+    Target,
+    Taught,
+    beginnings,
+    segments,
+)
 from dataflows.settings import RunDirectory, Start, output_sinks, read_branches
 from dataflows.startup import read_job
 from dataflows.state import Lineage, StateError, Version
@@ -45,9 +57,6 @@ PUBLISHED = 2_000_000
 
 _STEP = 10_000
 """Predictions between two reports of progress."""
-
-_ALL = (1 << 62, 0)
-"""Beyond every place of a log."""
 
 
 class Remade(NamedTuple):
@@ -84,8 +93,9 @@ class Wrong(NamedTuple):
 class Findings:
     """What a check of many predictions found.
 
-    `asked` were to be compared, `compared` were on the way to them and are compared as well; `unknown` are those of
-    which the log does not have what was said. `published` records were found in the outputs and compared with those.
+    `asked` were to be made again, `compared` are all that were, those on the way among them; `unknown` are those of
+    which the log does not have what was said, `unkept` those that were not asked for because what taught their model
+    is not kept any more. `published` counts records of the outputs, by kind, that were compared too.
     """
 
     asked: int = 0
@@ -93,6 +103,7 @@ class Findings:
     compared: int = 0
     compared_equal: int = 0
     unknown: int = 0
+    unkept: int = 0
     relearned: int = 0
     keyframes: int = 0
     keyframes_equal: int = 0
@@ -175,6 +186,12 @@ class Auditor:
                 said = step
         if said is None or said.id != id:
             raise StateError(f"the model failed when it was asked {id!r}, then as now: there is no prediction")
+        if segment.frame.key == PROTOTYPE and said.version > said.examples and log.is_cut:
+            raise StateError(
+                f"{id!r} cannot be made again: its model had learned from {said.version:,} examples, of which the "
+                f"learn log keeps {said.examples:,}, and no keyframe of it. Hint: Audit(keep=...) says "
+                "how long"
+            )
         changed = self._changed(log, again.makers)
         return Remade(
             said.id, Version.of(said.place[0]), said.time, said.features, self._model_name(said.key), said.version,
@@ -231,17 +248,15 @@ class Auditor:
         self, log: LearnReader, chosen: set[int] | None, found: Findings, published: _Published,
         show: Callable[[Findings], None],
     ) -> None:  # fmt: skip
-        wanted, keys = self._targets(log, chosen)
         checkpoint = _Checkpoint(self._job, self._run, self.lineage)
-        targets = [target for _, target in wanted] + checkpoint.targets(keys)
-        again = Relearning(log, segments(log, targets, to_keyframes=True))
-        places = {place for place, _ in wanted}
+        parts, places = self._parts(log, chosen, checkpoint, found)
+        again = Relearning(log, parts)
         trails: dict[str, _Trail] = {}
         for step in again.run():
             trail = trails.setdefault(step.key, _Trail(found))
             if isinstance(step, Said):
                 found.compared += 1
-                is_asked = step.place in places
+                is_asked = places is None or step.place in places
                 found.asked += is_asked
                 if step.logged is UNKNOWN:
                     found.unknown += is_asked
@@ -268,24 +283,38 @@ class Auditor:
         checkpoint.compare(again, found)
         found.changed += self._changed(log, again.makers)
 
-    def _targets(self, log: LearnReader, chosen: set[int] | None) -> tuple[list[tuple[Place, Target]], set[str]]:
-        """The questions to come to, each with its place; and the models' keys."""
-        wanted: list[tuple[Place, Target]] = []
-        count = 0
+    def _parts(
+        self, log: LearnReader, chosen: set[int] | None, checkpoint: _Checkpoint, found: Findings
+    ) -> tuple[list[Segment], set[Place] | None]:
+        """What has to be carried out again; and which questions were chosen (None: all)."""
+        begin, before = beginnings(log) if chosen is None or log.is_cut else ({}, 0)
+        if chosen is None:
+            checkpoint.note_keys({key for _, key in begin})
+            found.unkept += before
+            return [Segment(key, frame, END) for (_, key), frame in begin.items() if frame is not None], None
+        targets = []
+        for target in self._chosen_targets(log, chosen):
+            first = begin.get((target.begun, target.key))
+            if begin and (first is None or target.end <= (first.version, first.place)):
+                found.unkept += 1
+            else:
+                targets.append(target)
+        checkpoint.note_keys({target.key for target in targets})
+        places = {(target.end[0], target.end[1] - 1) for target in targets}
+        return segments(log, targets + checkpoint.targets(), to_keyframes=True), places
+
+    def _chosen_targets(self, log: LearnReader, chosen: set[int]) -> Iterator[Target]:
+        before = 0
         for head in log.heads:
-            mine = None if chosen is None else {n - count for n in chosen if count <= n < count + head.asked}
-            count += head.asked
-            if mine is not None and not mine:
+            mine = {number - before for number in chosen if before <= number < before + head.asked}
+            before += head.asked
+            if not mine:
                 continue
-            asked = -1
-            for place, entry in enumerate(log.entries(head.version)[1]):
-                if entry[0] != ASKED:
-                    continue
-                asked += 1
-                if entry[-1] != FAILED and (mine is None or asked in mine):
-                    at = (head.version, place)
-                    wanted.append((at, Target((head.version, place + 1), key_text(entry[2]), head.begun)))
-        return wanted, {target.key for _, target in wanted}
+            entries = log.entries(head.version)[1]
+            asked = [place for place, entry in enumerate(entries) if entry[0] == ASKED]
+            for place in (asked[number] for number in mine):
+                if entries[place][-1] != FAILED:
+                    yield Target((head.version, place + 1), key_text(entries[place][2]), head.begun)
 
     def _doubt(self, log: LearnReader, trails: dict[str, _Trail], found: Findings) -> None:
         """Where a part was wrong from its keyframe on, that may be wrong: make it again from the one before."""
@@ -419,7 +448,10 @@ class _Trail:
 
 def _unlike(said: Said) -> str:
     if said.version != said.examples:
-        return f"it was said after {said.version:,} examples, but {said.examples:,} are found before it"
+        return (
+            f"it was said after {said.version:,} examples, but {said.examples:,} are found before it: others were "
+            "taken out of the learn log, or put in"
+        )
     return f"it said {said.logged!r}, made again it is {said.output!r}"
 
 
@@ -436,12 +468,15 @@ class _Checkpoint:
             self._begun = layouts[self._manifest.branch].models
         self._keys: set[str] = set()
 
-    def targets(self, keys: set[str]) -> list[Target]:
+    def note_keys(self, keys: set[str]) -> None:
+        """Of which models to compare."""
+        self._keys = keys
+
+    def targets(self) -> list[Target]:
         """How far these models have to be learned again."""
         if self._manifest is None:
             return []
-        self._keys = keys
-        return [Target((self._manifest.version.number + 1, 0), key, self._begun) for key in sorted(keys)]
+        return [Target((self._manifest.version.number + 1, 0), key, self._begun) for key in sorted(self._keys)]
 
     def compare(self, again: Relearning, found: Findings) -> None:
         """Compare what the state store holds."""

@@ -111,8 +111,10 @@ def _many(auditor: Auditor, sample: int | None, seed: int, as_json: bool) -> boo
     if known:
         out.print(f"{found.equal:,} of {known:,} predictions are equal bit for bit, made again", highlight=False)
     if found.unknown:
+        out.print(f"of {found.unknown:,} the log does not have what was said; --json gives what it is", soft_wrap=True)
+    if found.unkept:
         out.print(
-            f"of {found.unknown:,} the log does not have what was said; --json gives what they are", soft_wrap=True
+            f"{found.unkept:,} cannot be made again: what taught their models is not kept any more", soft_wrap=True
         )
     others = found.compared - found.asked
     for name, count, equal in (

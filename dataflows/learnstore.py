@@ -263,6 +263,11 @@ class LearnReader(_File):
         rows = self._query(f"SELECT {_HEAD} FROM chunks WHERE {self._on_the_way} ORDER BY version")
         self.heads: list[Head] = [Head(*row) for row in rows]
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether its beginning is not kept any more, or the job is older than its log."""
+        return not self.heads or (self.heads[0].first_question or 1) > 1
+
     def frames(self) -> list[Frame]:
         """Where the keyframes are, oldest first; prototypes among them."""
         order = "ORDER BY version, place"

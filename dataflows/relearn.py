@@ -284,6 +284,36 @@ class Target(NamedTuple):
     begun: int
 
 
+END: Place = (1 << 62, 0)
+"""Beyond every place of a log."""
+
+
+def beginnings(log: LearnReader) -> tuple[dict[tuple[int, str], Frame | None], int]:
+    """From where each model that the log knows can be made again: as it was declared, if all that it learned is kept.
+
+    Else from its first keyframe; None where there is none. By how often the models were begun, and the model's key; and
+    how many answered questions lie before that.
+    """
+    firsts: dict[tuple[int, str], Frame] = {}
+    for frame in log.frames():
+        firsts.setdefault((frame.begun, frame.key), frame)
+    found: dict[tuple[int, str], Frame | None] = {}
+    before = 0
+    for head in log.heads:
+        for place, entry in enumerate(log.entries(head.version)[1]):
+            if entry[0] != ASKED:
+                continue
+            model = (head.begun, key_text(entry[2]))
+            if model not in found:
+                prototype = firsts.get((head.begun, PROTOTYPE))
+                is_new = prototype is not None and entry[6] == prototype.examples
+                found[model] = prototype if is_new else firsts.get(model)
+            first = found[model]
+            if entry[-1] != FAILED and (first is None or (head.version, place) < (first.version, first.place)):
+                before += 1
+    return found, before
+
+
 def segments(log: LearnReader, targets: Iterable[Target], to_keyframes: bool = False) -> list[Segment]:
     """The least that must be carried out again to come to these places, each from the nearest keyframe before.
 

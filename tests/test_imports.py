@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 LAYERS = [
     {
         "dataflows.chunks",
+        "dataflows.learnlog",
+        "dataflows.likeness",
         "dataflows.events",
         "dataflows.orderlog",
         "dataflows.order",
@@ -24,12 +26,19 @@ LAYERS = [
         "dataflows.settings",
         "dataflows.tally",
     },
-    {"dataflows.admit", "dataflows.evaluate"},
-    {"dataflows.learner", "dataflows.changes"},
+    {"dataflows.admit", "dataflows.evaluate", "dataflows.learnstore"},
+    {"dataflows.learner", "dataflows.changes", "dataflows.provenance"},
     {"dataflows.replay", "dataflows.flow", "dataflows.query", "dataflows.rejects"},
-    {"dataflows.startup", "dataflows.history"},
+    {"dataflows.startup", "dataflows.history", "dataflows.relearn", "dataflows.audit"},
     {"dataflows.runtime"},
-    {"dataflows.cli", "dataflows.cli_state", "dataflows.cli_rejects", "dataflows.cli_diff", "dataflows.monitor"},
+    {
+        "dataflows.cli",
+        "dataflows.cli_audit",
+        "dataflows.cli_state",
+        "dataflows.cli_rejects",
+        "dataflows.cli_diff",
+        "dataflows.monitor",
+    },
     {"dataflows.__main__"},
 ]
 # state ← recovery ← checkpoints ← startup
@@ -50,12 +59,20 @@ OF_CLI = {
     "dataflows.report",
     "dataflows.diff",
     "dataflows.cli",
+    "dataflows.cli_audit",
     "dataflows.cli_state",
     "dataflows.cli_rejects",
     "dataflows.cli_diff",
     "dataflows.monitor",
 }
-CLI = ["dataflows.cli", "dataflows.cli_state", "dataflows.cli_rejects", "dataflows.cli_diff", "dataflows.__main__"]
+CLI = [
+    "dataflows.cli",
+    "dataflows.cli_audit",
+    "dataflows.cli_state",
+    "dataflows.cli_rejects",
+    "dataflows.cli_diff",
+    "dataflows.__main__",
+]
 # The ways up that DESIGN.md wants itself: job.play(events) runs a declaration in a notebook, job.at(...) looks into its
 # state. Allowed inside a function only, so that importing the declaration does not load what runs it.
 LATE = ("dataflows.job", {"dataflows.replay", "dataflows.query", "dataflows.history"})
