@@ -14,20 +14,20 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from dataflows import cli_audit, cli_diff, cli_rejects, cli_state
+from dataflows import cli_audit, cli_diff, cli_rejects, cli_replay, cli_state
 from dataflows.checkpoints import Retention
 from dataflows.cli_state import Brokers, Data, Directory, JobArgument, Labels, name_brokers
 from dataflows.connectors import Kafka, Stdin, Stdout
 from dataflows.evaluate import metric_name
-from dataflows.events import Metrics, describe_faults, to_datetime, to_time_us
+from dataflows.events import Metrics, describe_faults, to_time_us
 from dataflows.job import KINDS, Job, JobError, Label, SinkError
 from dataflows.order import TO_THE_END, InputError, ReadMode
 from dataflows.orderlog import OrderLogError
+from dataflows.progress import Progress
 from dataflows.runtime import HASH_SEED, Launcher, disk_hint, load_job, with_inputs
 from dataflows.settings import RunDirectory, Settings, output_sinks
 from dataflows.startup import Request, RunError, Startup, read_job
@@ -62,7 +62,8 @@ class Durability(StrEnum):
 app.command()(cli_state.checkpoints)
 app.command()(cli_state.savepoint)
 app.command()(cli_state.state)
-app.command()(cli_state.replay)
+app.command()(cli_replay.replay)
+app.command()(cli_replay.bootstrap)
 app.command()(cli_rejects.rejects)
 app.command()(cli_audit.audit)
 app.command()(cli_diff.diff)
@@ -349,66 +350,6 @@ def _label_text(label: Label) -> str:
     if label.horizon is None:
         return f"{text}, waits until it comes"
     return f"{text}, horizon {duration_text(label.horizon)}, otherwise {label.otherwise!r}"
-
-
-# -- progress
-
-
-class Progress:
-    """Shows how a run gets on: a live line on a terminal, else a plain line every few seconds."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self._next = wall.monotonic() + 2.0
-        self._before: tuple[float, int] | None = None
-        self._rate = 0.0
-
-    def __enter__(self) -> Progress:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, status: dict[str, Any]) -> None:
-        """Take the newest status of a run."""
-        if not status:
-            return
-        now = wall.monotonic()
-        if self._live is None and now < self._next:
-            return
-        self._measure(now, status.get("questions", 0))
-        line = status_line(status, self._rate)
-        if self._live is not None:
-            self._live.update(line)
-        else:
-            self._console.print(line, soft_wrap=True, highlight=False)
-            self._next = now + 5.0
-
-    def _measure(self, now: float, questions: int) -> None:
-        if self._before is None:
-            self._before = (now, questions)
-        elif now - self._before[0] >= 1.0:
-            self._rate = (questions - self._before[1]) / (now - self._before[0])
-            self._before = (now, questions)
-
-
-def status_line(status: dict[str, Any], rate: float) -> str:
-    """One line: events, events/s, watermark, open questions, rejects, metrics."""
-    parts = [f"{status.get('questions', 0):,} events"]
-    if rate:
-        parts.append(f"{rate:,.0f}/s")
-    if status.get("watermark") is not None:
-        parts.append(f"watermark {to_datetime(status['watermark']):%Y-%m-%d %H:%M}")
-    parts.append(f"{status.get('open', 0):,} open")
-    parts.append(f"{status.get('counts', {}).get('rejects', 0):,} rejects")
-    if not status.get("outcomes"):
-        return " · ".join(parts)
-    parts += [f"{name} {value:.4f}" for name, value in status.get("metrics", {}).items() if value is not None]
-    return " · ".join(parts)
 
 
 def _summary(console: Console, job: Job, status: dict[str, Any], seconds: float, launcher: Launcher) -> None:

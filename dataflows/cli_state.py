@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import time as wall
-from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dataflows import history
 from dataflows.checkpoints import Checkpoints, Manifest, openable
 from dataflows.control import Control
-from dataflows.events import Record, encode_lines
 from dataflows.history import open_state
-from dataflows.job import KIND_OF, Job, JobError
+from dataflows.job import Job, JobError
 from dataflows.query import PastState, Question, describe_time
 from dataflows.runtime import is_running, load_job, with_inputs
 from dataflows.settings import RunDirectory, Settings
@@ -147,6 +142,10 @@ def state(
         str,
         typer.Option(metavar="WHEN", help="A checkpoint, savepoint, batch (1-421), event time, or `latest`."),
     ] = "latest",
+    known: Annotated[
+        str | None,
+        typer.Option("--known-at", metavar="TIME", help="As the job knew it at this time of the wall clock."),
+    ] = None,
     directory: Directory = None,
     kafka: Brokers = None,
     data: Data = None,
@@ -156,60 +155,18 @@ def state(
 ) -> None:
     """Show features, open questions, models and metrics, read from the state store while the job runs.
 
-    Between checkpoints the logged batches after the one before are worked on again, from the inputs.
+    Between checkpoints the logged batches after the one before are worked on again, from the inputs. `--at` is event
+    time, `--known-at` when the job had taken what it took: with both, the state as of one as it was known at the other.
     """
     name_brokers(kafka)
     loaded = with_inputs(load_job(job), data, labels)
-    past = open_state(loaded, run_of(loaded, directory), at)
+    past = open_state(loaded, run_of(loaded, directory), at, known)
     try:
         of = _parse(entity or [])
         found = _entity_state(past, of) if of else _whole_state(past)
         typer.echo(msgspec.json.encode(found, enc_hook=str).decode()) if as_json else _show(found, limit)
     finally:
         past.close()
-
-
-def replay(
-    job: JobArgument,
-    output: Annotated[Path, typer.Option(metavar="DIRECTORY", help="Where the records go; new or empty.")],
-    origin: Annotated[
-        str, typer.Option("--from", metavar="WHEN", help="`start`, a checkpoint, savepoint, batch or event time.")
-    ] = "start",
-    until: Annotated[str, typer.Option(metavar="WHEN", help="`end`, a batch, or an event time.")] = "end",
-    directory: Directory = None,
-    kafka: Brokers = None,
-    data: Data = None,
-    labels: Labels = None,
-) -> None:
-    """Make the records of a part of a run again, from the state before it, the order log and the inputs.
-
-    Nothing of the run is changed, and nothing that it predicted is read.
-    """
-    name_brokers(kafka)
-    loaded = with_inputs(load_job(job), data, labels)
-    if output.exists() and any(output.iterdir()):
-        raise JobError(f"--output {output} is not empty. Hint: another directory")
-    output.mkdir(parents=True, exist_ok=True)
-    counts: Counter[str] = Counter()
-    for kind, lines, count in _by_kind(history.replay(loaded, run_of(loaded, directory), origin, until)):
-        counts[kind] += count
-        with (output / f"{kind}.jsonl").open("ab") as file:
-            file.write(lines)
-    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "no records"
-    out.print(f"{said}, made again in {output}", soft_wrap=True, markup=False, highlight=False)
-
-
-_CHUNK = 5_000
-"""Records that are written at once."""
-
-
-def _by_kind(records: Iterator[Record]) -> Iterator[tuple[str, bytes, int]]:
-    while some := list(islice(records, _CHUNK)):
-        kinds: dict[str, list[Record]] = {}
-        for record in some:
-            kinds.setdefault(KIND_OF[type(record)], []).append(record)
-        for kind, its in kinds.items():
-            yield kind, encode_lines(its), len(its)
 
 
 def _parse(entity: list[str]) -> dict[str, Any]:

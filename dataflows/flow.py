@@ -672,6 +672,8 @@ class PublishStep(StatefulBatchLogic[PublisherHead | SaidPart | Tick, tuple[str,
         self._untold = head
         if head.end or self._status.due:
             self._tell()
+        if head.number <= self._run.settings.quiet:
+            return []
         sinks = self._run.sinks
         named = ((KIND_OF[kind], some, keys) for kind, (some, keys) in kinds.items())
         return [(kind, sinks[kind].encode(some, keys)) for kind, some, keys in named if kind in sinks]

@@ -1,166 +1,183 @@
-"""State between checkpoints: that of the nearest one before, and the logged batches after it, worked on again.
+"""Places in the past: what a text names, and state between checkpoints.
 
-Nothing of the run is changed: its order log is read, its inputs are read again, and the state files are only looked at.
+Between checkpoints it is that of the nearest one before, and the logged batches after it, worked on again. Nothing of
+the run is changed: its order log is read, its inputs are read again, and the state files are only looked at.
 """
 
 from __future__ import annotations
 
+import heapq
+import pickle
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import msgspec
 
-from dataflows.admit import Admit, Work
+from dataflows.admit import GLOBAL_GROUP, Work
 from dataflows.checkpoints import Checkpoints, Manifest
-from dataflows.evaluate import Publisher
 from dataflows.events import Record, to_time_us
 from dataflows.job import Job
 from dataflows.learner import Learner
 from dataflows.order import Batch, Reader
-from dataflows.orderlog import OrderLog
-from dataflows.query import ModelState, PastState
+from dataflows.orderlog import LogChain
+from dataflows.query import PastState
 from dataflows.replay import SWEEP_EVERY, answer_rows, empties_of, empty_columns, inputs_of
 from dataflows.rows import entity_step_names
 from dataflows.settings import RunDirectory, Start, read_branches
 from dataflows.startup import read_job
-from dataflows.state import READER, StateError, Version
+from dataflows.state import READER, StateError, Version, group_file
 from features.parts import FeatureParts
-from features.spec import Entity
-from features.state import EntityFeatures
+from features.rows import APPEND, GONE, Change, Rows
+
+_VERSION = re.compile(r"(\d+)-(\d+)")
 
 
-def replay(job: Job, run: RunDirectory, begin: str = "start", until: str = "end") -> Iterator[Record]:
-    """The records of a part of a run, made again from the state before it, the order log and the inputs.
+class Place(NamedTuple):
+    """A place in the past of a run.
 
-    With the job as it was they are those of the run, to the last byte; nothing that it predicted is read.
-
-    Parameters
-    ----------
-    job, run
-        The job, and where its run lies.
-    begin
-        `start`, or what `open_state` takes.
-    until
-        `end`, a batch (`1-421`), or an event time: then the last batch before a later event.
-
-    Raises `StateError`.
+    `branch` is whose batches lead there, `manifest` the nearest checkpoint on the way (batch 0: before all events).
+    Behind it the batches up to `batch` are to be worked on, or, where that is None, the events up to `moment` (µs);
+    with neither, the place is the checkpoint.
     """
-    branch = read_branches(run)[-1]
-    end, moment = _limit(until)
-    state = ReplayedState(job, run, branch, _manifest_at(job, run, branch, begin))
+
+    branch: Start
+    manifest: Manifest
+    batch: int | None = None
+    moment: int | None = None
+
+
+def find(run: RunDirectory, text: str) -> Place:
+    """The place that a text names: `start`, a checkpoint or savepoint, `latest`, a batch (`1-421`), an event time.
+
+    Raises `StateError` for one that is not there.
+    """
+    branches = {start.branch: start for start in read_branches(run)}
+    newest = branches[max(branches)]
+    if text == "start":
+        return Place(newest, Manifest(branch=newest.branch, batch=0, job=read_job(run)))
+    known = Checkpoints(run)
+    if text == "latest" or text in known.savepoints() or any(str(m.version) == text for m in known.all()):
+        manifest = known.find(text)
+        return Place(branches[manifest.branch], manifest)
+    named = _VERSION.fullmatch(text)
+    if named is not None and int(named[1]) in branches:
+        version = Version(int(named[1]), int(named[2]))
+        branch = branches[version.branch]
+        if branch.forks and version.batch <= branch.forks[-1][1]:
+            raise StateError(f"branch {version.branch} begins after batch {branch.forks[-1][1]}")
+        return Place(branch, _nearest(run, branch, lambda m: m.batch <= version.batch), version.batch)
     try:
-        if begin not in ("start", "latest") and str(state.manifest.version) != begin:
-            _go_on(state, begin)
-        yield from state.records(moment, end)
-        if end is not None and state.manifest.batch != end.batch:
-            raise StateError(f"batch {end.batch} is not in the order log; the last is {state.manifest.batch}")
+        moment = to_time_us(text)
+    except ValueError:
+        return Place(newest, known.find(text))  # which says what there is
+    branch = _branch_at(run, newest, moment)
+    return Place(branch, _nearest(run, branch, lambda m: m.clock is None or m.clock <= moment), None, moment)
+
+
+def known_at(run: RunDirectory, text: str) -> Place:
+    """The last batch that was formed at a wall time (ISO text; without a zone: UTC), on the branch that ran then.
+
+    Raises `StateError` for a time before the first batch, or a log that does not know its times.
+    """
+    try:
+        moment = to_time_us(text) // 1000
+    except ValueError:
+        raise StateError(f"{text!r} is no time. Hint: 2026-04-20T12:00:00Z") from None
+    entries = [
+        (entry.at, branch.branch, entry.number)
+        for branch in read_branches(run)
+        for entry in LogChain([(run.order_log(branch.branch), None)]).after(0)
+    ]
+    if any(not at for at, _, _ in entries):
+        raise StateError(f"the order logs of {run.state} were written before batches had times")
+    before = [entry for entry in entries if entry[0] <= moment]
+    if not before:
+        first = f"; the first came {_wall(entries[0][0])}" if entries else ""
+        raise StateError(f"the job had taken nothing yet at {text}{first}")
+    _, branch, number = max(before)
+    return find(run, f"{branch}-{number}")
+
+
+def _wall(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")
+
+
+def last_batch(job: Job, run: RunDirectory, place: Place) -> int:
+    """The number of the last batch up to a place; of an event time, the last one before a later event."""
+    if place.moment is None and place.batch is None:
+        return place.manifest.batch
+    if place.moment is None:
+        last = max((e.number for e in chain(run, place.branch, place.batch).after(0)), default=0)
+        if last != place.batch:
+            raise StateError(f"batch {place.batch} is not in the order log; the last is {last}")
+        return last
+    state = ReplayedState(job, run, place)
+    try:
+        return state.last_before(place.moment)
     finally:
         state.close()
 
 
-def _limit(until: str) -> tuple[Version | None, int | None]:
-    """The batch or the event time (µs) that a text names; neither for `end`."""
-    if until == "end":
-        return None, None
-    named = _VERSION.fullmatch(until)
-    if named is not None:
-        return Version(int(named[1]), int(named[2])), None
-    try:
-        return None, to_time_us(until)
-    except ValueError:
-        raise StateError(f"--until {until}: neither `end`, a batch such as 1-421, nor a time") from None
-
-
-def _manifest_at(job: Job, run: RunDirectory, branch: Start, begin: str) -> Manifest:
-    """The checkpoint to begin with, on the way to `begin`."""
-    if begin == "start":
-        if branch.forks:
-            raise StateError(f"branch {branch.branch} begins at {branch.forks[-1]}. Hint: --from that checkpoint")
-        return Manifest(branch=branch.branch, batch=0, job=read_job(run))
-    known = Checkpoints(run)
-    named = _VERSION.fullmatch(begin)
-    if named is None or any(str(m.version) == begin for m in known.all()):
-        try:
-            moment = to_time_us(begin)
-        except ValueError:
-            return known.find(begin)
-        return _nearest(run, branch, lambda m: m.clock is None or m.clock <= moment)
-    return _nearest(run, branch, lambda m: m.batch <= int(named[2]))
-
-
-def _go_on(state: ReplayedState, begin: str) -> None:
-    """From a checkpoint before it to where a replay begins."""
-    end, moment = _limit(begin) if _VERSION.fullmatch(begin) or begin[:1].isdigit() else (None, None)
-    if end is not None:
-        state.go_to_batch(end.batch)
-    elif moment is not None:
-        for _ in state.records(until=moment):
-            pass
-
-
-_VERSION = re.compile(r"(\d+)-(\d+)")
-
-Holder = EntityFeatures | FeatureParts
-
-
-def open_state(job: Job, run: RunDirectory, at: str = "latest") -> PastState:
-    """The state of a run at `at`: a checkpoint or savepoint, `latest`, a batch (`1-421`), or an event time.
+def open_state(job: Job, run: RunDirectory, at: str = "latest", known: str | None = None) -> PastState:
+    """The state of a run at `at`: what `find` takes.
 
     As of an event time (ISO text; without a zone: UTC) all events up to it were taken, and none after it. With the
-    order `arrival`, where later events may come first, it is the last batch before the first such event.
+    order `arrival`, where later events may come first, it is the last batch before the first such event. `known` is a
+    wall time: with `at="latest"` the state as it was then; with an event time, what the job had learned by then of the
+    events up to `at`.
     Raises `StateError`.
     """
-    known = Checkpoints(run)
-    if at == "latest" or at in known.savepoints() or any(str(m.version) == at for m in known.all()):
+    if known is not None:
+        return _open_known(job, run, at, known)
+    if at == "latest":
         return PastState.open(job, run, at)
-    named = _VERSION.fullmatch(at)
-    if named is not None:
-        return _at_batch(job, run, Version(int(named[1]), int(named[2])))
-    try:
-        moment = to_time_us(at)
-    except ValueError:
-        return PastState.open(job, run, at)  # which says what there is
-    return _at_time(job, run, moment)
+    place = find(run, at)
+    if place.batch is None and place.moment is None and place.manifest.batch:
+        return PastState.open(job, run, at)
+    return _replayed(job, run, place)
 
 
-def _at_batch(job: Job, run: RunDirectory, version: Version) -> PastState:
-    branch = next((start for start in read_branches(run) if start.branch == version.branch), None)
-    if branch is None:
-        return PastState.open(job, run, str(version))  # which says what there is
-    state = ReplayedState(job, run, branch, _nearest(run, branch, lambda m: m.batch <= version.batch))
+def _open_known(job: Job, run: RunDirectory, at: str, known: str) -> PastState:
+    place = known_at(run, known)
+    if at != "latest":
+        asked = find(run, at)
+        if asked.moment is None:
+            raise StateError(f"{at} is one batch, whatever was known when. Hint: an event time, or one of the two only")
+        moment, last = asked.moment, last_batch(job, run, place)
+        early = _nearest(run, place.branch, lambda m: m.batch <= last and (m.clock or 0) <= moment)
+        place = Place(place.branch, early, last, moment)
+    return _replayed(job, run, place) if place.batch is not None else PastState(job, run, place.manifest)
+
+
+def _replayed(job: Job, run: RunDirectory, place: Place) -> PastState:
+    state = ReplayedState(job, run, place)
     try:
-        if state.manifest.branch == branch.branch and state.manifest.batch > version.batch:
-            raise StateError(f"branch {version.branch} begins after batch {version.batch}")
-        state.go_to_batch(version.batch)
+        state.go_on()
     except BaseException:
         state.close()
         raise
     return state
 
 
-def _at_time(job: Job, run: RunDirectory, moment: int) -> PastState:
-    branch = _branch_at(run, moment)
-    state = ReplayedState(job, run, branch, _nearest(run, branch, lambda m: m.clock is None or m.clock <= moment))
-    try:
-        state.go_to_time(moment)
-    except BaseException:
-        state.close()
-        raise
-    return state
+def chain(run: RunDirectory, branch: Start, until: int | None = None) -> LogChain:
+    """The order logs on the way to a branch."""
+    ways = [*branch.forks, (branch.branch, None)]
+    return LogChain([(run.order_log(each), last) for each, last in ways], until)
 
 
-def _branch_at(run: RunDirectory, moment: int) -> Start:
-    """Of the branch that goes on and those that it grew from, the one whose log has the events up to then."""
+def _branch_at(run: RunDirectory, branch: Start, moment: int) -> Start:
+    """Of a branch and those that it grew from, the one whose log has the events up to then."""
     branches = {start.branch: start for start in read_branches(run)}
-    branch = branches[max(branches)]
     clocks = {tuple(m.version): m.clock for m in Checkpoints(run).all()}
     while branch.forks and (clocks.get(branch.forks[-1]) or 0) > moment:
         branch = branches[branch.forks[-1][0]]
     return branch
 
 
-def _nearest(run: RunDirectory, branch: Start, fits: Any) -> Manifest:
+def _nearest(run: RunDirectory, branch: Start, fits: Callable[[Manifest], bool]) -> Manifest:
     """The newest checkpoint on the way to a branch's end that fits; else the state before all events."""
     ways = [*branch.forks, (branch.branch, None)]
     found = [
@@ -170,80 +187,67 @@ def _nearest(run: RunDirectory, branch: Start, fits: Any) -> Manifest:
     ]
     if found:
         return max(found, key=lambda m: m.version)
-    if branch.forks:
-        raise StateError(f"branch {branch.branch} has no checkpoint before that any more")
     return Manifest(branch=branch.branch, batch=0, job=read_job(run))
 
 
 class ReplayedState(PastState):
-    """All state of a job after some batch, or after some events of one.
+    """All state of a job at a place between checkpoints.
 
     Parameters
     ----------
     job, run
         The job as it is declared now, and where its run lies.
-    branch
-        Whose batches are worked on.
-    manifest
-        The checkpoint to begin at.
+    place
+        The checkpoint to begin at, and where to go.
     """
 
-    def __init__(self, job: Job, run: RunDirectory, branch: Start, manifest: Manifest) -> None:
-        super().__init__(job, run, manifest)
-        self._admit = super().admit()
-        self._publisher = super().publisher()
-        self._holders: dict[tuple[int, int], Holder] = {}
-        self._learners: dict[int, Learner] = {}
-        self._empties = empties_of(job)
-        self._branch = branch.branch
-        self._left: Batch | None = None  # formed, and not worked on yet
-        self._number = manifest.batch  # of the last one that was worked on
-        self._log = OrderLog(run.order_log(branch.branch), writable=False)
-        self._reader = Reader(inputs_of(job), job.time, log=self._log, rows=self._rows(READER, "read"))
+    def __init__(self, job: Job, run: RunDirectory, place: Place) -> None:
+        super().__init__(job, run, place.manifest)
+        try:
+            self._place = place
+            self._over: dict[tuple[str, str], LaidOver] = {}
+            self._admit = self.admit()
+            self._publisher = self.publisher()
+            self._holders: dict[tuple[int, int], FeatureParts] = {}
+            self._learners: dict[int, Learner] = {}
+            self._empties = empties_of(job)
+            self._number = place.manifest.batch  # of the last one that was worked on
+            log = chain(run, place.branch, place.batch)
+            self._reader = Reader(inputs_of(job), job.time, log=log, rows=self._rows(READER, "read"))
+        except BaseException:
+            super().close()
+            raise
 
-    # -- going on
-
-    def go_to_batch(self, number: int) -> None:
-        """Work on the logged batches up to this one. Raises `StateError` where the log ends before."""
+    def go_on(self) -> None:
+        """Work on the logged batches up to the place. Raises `StateError` where the log ends before."""
+        moment = self._place.moment
         for batch in self._batches():
-            self._take(batch)
-            if batch.number == number:
-                break
-        if self._number != number:
-            raise StateError(
-                f"batch {number} is not in the order log of branch {self._branch}; the last is {self._number}"
-            )
-        self._describe()
-
-    def go_to_time(self, moment: int) -> None:
-        """Work on the logged batches up to an event time (µs)."""
-        for batch in self._batches():
-            items = batch.items
-            later = next((place for place, item in enumerate(items) if item[0] > moment), len(items))
-            if later == len(items):
+            if moment is None or all(item[0] <= moment for item in batch.items):
                 self._take(batch)
                 continue
+            later = next(place for place, item in enumerate(batch.items) if item[0] > moment)
             if self.job.time.order == "event_time" and later:
-                batch.items, batch.end = items[:later], False
+                batch.items, batch.end = batch.items[:later], False
                 self._take(batch)
             break
-        self._describe()
+        wanted = self._place.batch
+        if moment is None and wanted is not None and self._number != wanted:
+            raise StateError(
+                f"batch {wanted} is not in the order log of branch {self._place.branch.branch}; "
+                f"the last is {self._number}"
+            )
+        self._settle()
 
-    def records(self, until: int | None = None, end: Version | None = None) -> Iterator[Record]:
-        """The records of the batches after it, made again: up to an event time (µs), a batch, or the end of the log."""
+    def last_before(self, moment: int) -> int:
+        """The number of the last batch before one that has a later event; the inputs are read for it."""
+        number = self._number
         for batch in self._batches():
-            if until is not None and any(item[0] > until for item in batch.items):
-                self._left = batch
+            if any(item[0] > moment for item in batch.items):
                 break
-            yield from self._take(batch)
-            if end is not None and batch.number == end.batch:
-                break
-        self._describe()
+            number = batch.number
+        return number
 
     def _batches(self) -> Iterator[Batch]:
-        if self._left is not None:
-            left, self._left = self._left, None
-            yield left
         while self._reader.replaying:
             batch = self._reader.next_batch()
             if batch is not None:
@@ -259,13 +263,18 @@ class ReplayedState(PastState):
             for learner in work.learners:
                 answered.setdefault(learner, []).append((index, places, answers))
         said = [
-            self._learner(group).process(operations, self._columns(work, answered.get(group, [])))
+            self._learner_of(group).process(operations, self._columns(work, answered.get(group, [])))
             for group, operations in work.learners.items()
         ]
         if work.number % SWEEP_EVERY == 0 and work.clock is not None:
             for holder in self._holders.values():
                 holder.sweep(work.clock)
         return self._publisher.publish(work.rejects, said, work.end)
+
+    def _learner_of(self, group: int) -> Learner:
+        if group not in self._learners:
+            self._learners[group] = self._learner(group)
+        return self._learners[group]
 
     def _columns(self, work: Work, answered: list[tuple[int, list[int], list[Any]]]) -> list[list[Any]]:
         columns = empty_columns(self._empties, work.questions)
@@ -274,11 +283,20 @@ class ReplayedState(PastState):
                 columns[index][place] = answer
         return columns
 
-    def _describe(self) -> None:
-        """What there is to know of it, as of a checkpoint."""
+    def _settle(self) -> None:
+        """Have all that is asked of a checkpoint be answered as of now: what changed lies over its rows."""
+        self._apply(READER, "read", self._reader.changes())
+        self._apply(READER, "admit", self._admit.changes())
+        self._apply(group_file(GLOBAL_GROUP % self._groups), "publish", self._publisher.changes())
+        for group, learner in self._learners.items():
+            self._apply(group_file(group), "learner", learner.changes())
+        for (index, group), holder in self._holders.items():
+            step = f"features_{entity_step_names(self.job)[index]}"
+            for part, features in zip(self.layout.features[step], holder.parts, strict=True):
+                self._apply(group_file(group), part.rows, features.changes())
         self.manifest = msgspec.structs.replace(
             self.manifest,
-            branch=self._branch,
+            branch=self._place.branch.branch,
             batch=self._number,
             written_at="",
             clock=self._admit.clock,
@@ -287,40 +305,55 @@ class ReplayedState(PastState):
             bytes=0,
         )
 
-    def _holder(self, index: int, group: int) -> Holder:
+    def _apply(self, file: str, step: str, changes: Iterable[Change]) -> None:
+        self._over[file, step] = LaidOver(super()._rows(file, step), changes)
+
+    def _rows(self, file: str, step: str) -> Any:
+        return self._over.get((file, step)) or super()._rows(file, step)
+
+    def _holder(self, index: int, group: int) -> FeatureParts:
         if (index, group) not in self._holders:
             step = f"features_{entity_step_names(self.job)[index]}"
-            self._holders[index, group] = super()._features(step, self.job.entities[index], group)
+            self._holders[index, group] = self._features(step, self.job.entities[index], group)
         return self._holders[index, group]
-
-    # -- what is asked
-
-    def _features(self, step: str, declaration: Entity, group: int) -> Holder:
-        names = [f"features_{name}" for name in entity_step_names(self.job)]
-        return self._holder(names.index(step), group)
-
-    def _learner(self, group: int) -> Learner:
-        if group not in self._learners:
-            self._learners[group] = super()._learner(group)
-        return self._learners[group]
-
-    def model(self, **entity: Any) -> ModelState | None:
-        key, group = self._model_place(entity)
-        found = self._learner(group).model(key)
-        return None if found is None else ModelState(*found)
-
-    def models(self) -> dict[Any, ModelState]:
-        found = super().models()
-        for learner in self._learners.values():
-            found |= {key: ModelState(*kept) for key in learner.models() if (kept := learner.model(key)) is not None}
-        return found
-
-    def admit(self) -> Admit:
-        return self._admit
-
-    def publisher(self) -> Publisher:
-        return self._publisher
 
     def close(self) -> None:
         self._reader.close()
         super().close()
+
+
+class LaidOver:
+    """Rows with changes over them (`features.rows.Rows`).
+
+    >>> from features.rows import MemoryRows, put
+    >>> rows = MemoryRows()
+    >>> rows.apply([put("a", 1), put("b", 2)])
+    >>> over = LaidOver(rows, [put("b", 3), ("a", GONE, b""), put("c", 4)])
+    >>> list(over.scan("")), over.get("a"), over.count(), over.empty()
+    ([('b', [3]), ('c', [4])], [], 2, False)
+    """
+
+    def __init__(self, rows: Rows, changes: Iterable[Change]) -> None:
+        self._rows = rows
+        self._changed: dict[str, list[Any]] = {}
+        for key, kind, part in changes:
+            before = [] if kind != APPEND else self.get(key)
+            self._changed[key] = before if kind == GONE else [*before, pickle.loads(part)]
+
+    def get(self, key: str) -> list[Any]:
+        """The parts of a row; empty when there is none."""
+        return self._changed[key] if key in self._changed else self._rows.get(key)
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, list[Any]]]:
+        """The rows whose keys begin with `prefix`, in the order of their keys."""
+        changed = [(key, parts) for key, parts in sorted(self._changed.items()) if parts and key.startswith(prefix)]
+        kept = ((key, parts) for key, parts in self._rows.scan(prefix) if key not in self._changed)
+        return heapq.merge(kept, changed, key=itemgetter(0))
+
+    def count(self) -> int:
+        """How many rows there are."""
+        return sum(1 for _ in self.scan(""))
+
+    def empty(self) -> bool:
+        """Whether there are no rows at all."""
+        return next(self.scan(""), None) is None

@@ -49,8 +49,10 @@ CREATE TABLE chunks (
     ids BLOB NOT NULL,           -- crc32 of each question's id, sorted, four bytes each
     entries BLOB NOT NULL,       -- pickled: names of the features, entries
     outputs BLOB,                -- pickled: what the questions were told
-    crc INTEGER NOT NULL
+    crc INTEGER NOT NULL,        -- of all this without the outputs, and below of these
+    outputs_crc INTEGER NOT NULL
 );
+CREATE INDEX age ON chunks (newest);
 CREATE INDEX questions ON chunks (last_question);
 CREATE TABLE keyframes (
     version INTEGER NOT NULL,    -- of the chunk, and
@@ -63,10 +65,11 @@ CREATE TABLE keyframes (
     crc INTEGER NOT NULL,
     PRIMARY KEY (version, place, key)
 );
+CREATE INDEX age_of_model ON keyframes (newest);
 CREATE INDEX of_model ON keyframes (begun, key, examples);
 """
 
-_INSERT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_FRAME = "INSERT OR REPLACE INTO keyframes VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _HINT = "Hint: put the file back from a copy, or move it away: what was predicted so far cannot be audited then"
 
@@ -171,7 +174,9 @@ class LearnWriter(_File):
         text = msgspec.json.encode(maker, order="deterministic").decode()
         self._query("INSERT OR IGNORE INTO makers (description) VALUES (?)", (text,))
         self._maker: int = self._query("SELECT id FROM makers WHERE description = ?", (text,))[0][0]
-        self._newest = 0
+        # What a resumed run adds is not older than what is there.
+        newest = self._query(f"SELECT max(newest) FROM chunks WHERE {ranges}")[0][0]
+        self._newest: int = newest or 0
 
     def log(self, names: tuple[str, ...]) -> LearnLog:
         """What the learner shall note to."""
@@ -202,7 +207,7 @@ class LearnWriter(_File):
         first, last = (asked[0][1], asked[-1][1]) if asked else (None, None)
         learned = len(entries) - len(asked)
         head = Head(version, self._begun, self._maker, len(asked), first, last, learned, self._newest)
-        return (*head, ids, fields, outputs, _checksum(head, ids, fields, outputs))
+        return (*head, ids, fields, outputs, _checksum(head, ids, fields), _checksum(head, outputs))
 
     def _frame(self, version: int, frame: Keyframe) -> tuple[Any, ...]:
         head = Frame(version, frame.place, self._begun, frame.key, frame.examples, self._newest)
@@ -257,16 +262,14 @@ class LearnReader(_File):
         self._allowed = allowed
         self._on_the_way = " OR ".join(f"version BETWEEN {low} AND {high}" for low, high in lineage.ranges)
         self._query("BEGIN")
-        self.makers: dict[int, dict[str, str]] = {
-            number: msgspec.json.decode(text) for number, text in self._query("SELECT id, description FROM makers")
-        }
+        self.makers: dict[int, dict[str, str]] = {}
+        for number, text in self._query("SELECT id, description FROM makers"):
+            try:
+                self.makers[number] = msgspec.json.decode(text, type=dict[str, str])
+            except msgspec.DecodeError as error:
+                raise StateError(f"the learn log {path} is damaged: what wrote it: {error}. {_HINT}") from None
         rows = self._query(f"SELECT {_HEAD} FROM chunks WHERE {self._on_the_way} ORDER BY version")
         self.heads: list[Head] = [Head(*row) for row in rows]
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether its beginning is not kept any more, or the job is older than its log."""
-        return not self.heads or (self.heads[0].first_question or 1) > 1
 
     def frames(self) -> list[Frame]:
         """Where the keyframes are, oldest first; prototypes among them."""
@@ -286,23 +289,39 @@ class LearnReader(_File):
 
     def entries(self, version: int) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         """The names of the features, and the entries, of a chunk."""
-        head, (ids, entries, outputs, crc) = self._chunk(version)
-        if outputs is not None and crc != _checksum(head, ids, entries, outputs):
+        head, (ids, pickled, crc) = self._chunk(version, "ids, entries, crc")
+        if type(ids) is not bytes or type(pickled) is not bytes or crc != _checksum(head, ids, pickled):
             raise self.not_as_written(version, "a chunk of it")
-        names, fields = self._loaded(entries, version)
-        return tuple(names), entries_of(fields)
+        names, fields = self._loaded(pickled, version)
+        try:
+            entries = entries_of(fields)
+        except (KeyError, TypeError):
+            raise self.not_as_written(version, "a chunk of it") from None
+        asked = sum(entry[0] == ASKED for entry in entries)
+        if (asked, len(entries) - asked) != (head.asked, head.learned):
+            raise self.not_as_written(
+                version,
+                f"a chunk of {head.asked} questions and {head.learned} outcomes, with {asked} and "
+                f"{len(entries) - asked} in it",
+            )
+        return tuple(names), entries
 
     def outputs(self, version: int) -> list[Any] | None:
         """What the answered questions of a chunk were told; None where that was taken out."""
-        _, (_, _, outputs, _) = self._chunk(version)
-        found: list[Any] | None = None if outputs is None else self._loaded(outputs, version)
-        return found
+        head, (outputs, crc) = self._chunk(version, "outputs, outputs_crc")
+        if outputs is None:
+            return None
+        if type(outputs) is not bytes or crc != _checksum(head, outputs):
+            raise self.not_as_written(version, "what was said in a chunk of it")
+        return list(self._loaded(outputs, version))
 
     def holding(self, id: Any) -> Iterator[int]:
         """The chunks that may hold a question with this id, newest first."""
         wanted = _id_hash(id)
         rows = f"SELECT version, ids FROM chunks WHERE {self._on_the_way} ORDER BY version DESC"
-        for version, ids in self._query(rows):
+        for version, ids in self._each(rows):
+            if type(ids) is not bytes or len(ids) % 4:
+                raise self.not_as_written(version, "a chunk of it")
             hashes = array("I", ids)
             place = bisect_left(hashes, wanted)
             if place < len(hashes) and hashes[place] == wanted:
@@ -314,8 +333,13 @@ class LearnReader(_File):
             f"the learn log {self.path}: {what}, of batch {Version.of(version)}, is not as it was written. {_HINT}"
         )
 
-    def _chunk(self, version: int) -> tuple[Head, tuple[bytes, bytes, bytes | None, int]]:
-        row = self._query(f"SELECT {_HEAD}, ids, entries, outputs, crc FROM chunks WHERE version = ?", (version,))[0]
+    def _each(self, sql: str) -> Iterator[Any]:
+        """The rows one by one: all together they may be many."""
+        with self._complaints():
+            yield from self._database.execute(sql)
+
+    def _chunk(self, version: int, columns: str) -> tuple[Head, tuple[Any, ...]]:
+        row = self._query(f"SELECT {_HEAD}, {columns} FROM chunks WHERE version = ?", (version,))[0]
         return Head(*row[: len(Head._fields)]), row[len(Head._fields) :]
 
     def _loaded(self, pickled: bytes, version: int) -> Any:

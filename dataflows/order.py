@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dataflows.chunks import Chunks
 from dataflows.events import Event, EventId, NoEvent, Raw, Reject, Undecodable, reject, to_datetime, to_time_us
-from dataflows.orderlog import DONE, IDLE, JUMPED, OPENED, LogEntry, OrderLog, OrderLogError
+from dataflows.orderlog import DONE, IDLE, JUMPED, OPENED, LogChain, LogEntry, OrderLog, OrderLogError
 from features.rows import Change, Rows, put
 from features.spec import duration
 
@@ -145,6 +145,11 @@ class ReadMode(BaseModel):
     on_gap
         When records that come next are gone (retention removed them): `stop` with an error, or go on with the
         `earliest` there is, and count what is missing.
+    logged
+        Form the batches that the order log has, and no others: to do once more what was done.
+    regroup
+        A batch takes all that is ready when the logged one was formed, however many items that one had. For a job that
+        holds events back longer, or less long, than the one that wrote the log.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -152,6 +157,8 @@ class ReadMode(BaseModel):
     follow: bool = False
     until: int | None = None
     on_gap: Literal["stop", "earliest"] = "stop"
+    logged: bool = False
+    regroup: bool = False
 
 
 TO_THE_END = ReadMode()
@@ -281,12 +288,11 @@ class _Faulty:
 class _Lane:
     """A partition with what the reader knows of it."""
 
-    __slots__ = ("kind", "part", "feed", "newest", "silent", "done", "heard_at", "queue")
+    __slots__ = ("kind", "part", "newest", "silent", "done", "heard_at", "queue")
 
-    def __init__(self, kind: int, part: Partition, feed: Feed, newest: int | None, silent: bool, done: bool) -> None:
+    def __init__(self, kind: int, part: Partition, newest: int | None, silent: bool, done: bool) -> None:
         self.kind = kind
         self.part = part
-        self.feed = feed
         self.newest = newest
         self.silent = silent  # idle or at its end: holds no watermark back until it speaks again
         self.done = done  # its end is in the log; `part.done` may be true before
@@ -347,7 +353,7 @@ class Reader:
         batch_size: int = 1000,
         linger: float = 0.05,
         mode: ReadMode = TO_THE_END,
-        log: OrderLog | None = None,
+        log: OrderLog | LogChain | None = None,
         rows: Rows | None = None,
     ) -> None:
         self._time = time
@@ -398,6 +404,8 @@ class Reader:
     @property
     def finished(self) -> bool:
         """All inputs are at their end and every batch has left."""
+        if self._mode.logged:
+            return not self._replay
         return self._ended and not self._replay and not self._new and self._all_ended()
 
     @property
@@ -407,8 +415,8 @@ class Reader:
 
     def next_batch(self) -> Batch | None:
         """The next batch, or None when nothing is to be had now (or, if `finished`, ever)."""
-        if self._replay:
-            return self._logged_batch(self._replay[0])
+        if self._replay or self._mode.logged:
+            return self._logged_batch(self._replay[0]) if self._replay else None
         now = wall.monotonic()
         if now >= self._discover_at:
             self._discover(now)
@@ -424,7 +432,8 @@ class Reader:
         end = at_end and count == len(self._ready)
         if self._log is not None:
             ends = {name: self._lanes[name].position() for name in self._numbered_pulls()}
-            self._log.append(LogEntry(self.number + 1, self._pulls, count, self.watermark, end, self._begins, ends))
+            made = (self.number + 1, self._pulls, count, self.watermark, end, self._begins, ends)
+            self._log.append(LogEntry(*made, at=int(wall.time() * 1000)))
         return self._take(count, end)
 
     def changes(self) -> Iterator[Change]:
@@ -501,7 +510,7 @@ class Reader:
                     )
                 if name in saved:
                     position, newest, silent, done = saved[name]
-                    self._lanes[name] = _Lane(kind, feed.open(name, position), feed, newest, silent, done)
+                    self._lanes[name] = _Lane(kind, feed.open(name, position), newest, silent, done)
                 else:
                     self._add(kind, feed, name, logged.get(name), came_later=resumed)
         gone = sorted(set(saved) - set(self._lanes))
@@ -510,7 +519,7 @@ class Reader:
 
     def _add(self, kind: int, feed: Feed, name: str, position: int | None, came_later: bool) -> None:
         part = feed.open(name, position) if position is not None or not came_later else feed.open_added(name)
-        self._new[name] = _Lane(kind, part, feed, None, False, False)
+        self._new[name] = _Lane(kind, part, None, False, False)
 
     def _discover(self, now: float) -> None:
         """Take up partitions that were added since the last look."""
@@ -650,13 +659,14 @@ class Reader:
                     f"{name}: batch {entry.number} ended before offset {end}, but its records now end before "
                     f"{self._lanes[name].position()}: some were removed. {_BRANCH_HINT}"
                 )
-        if len(self._ready) < entry.count:
+        count = len(self._ready) if self._mode.regroup else entry.count
+        if len(self._ready) < count:
             raise OrderLogError(
                 f"batch {entry.number} had {entry.count} items, but the inputs now give {len(self._ready)}: "
                 "they changed since. Hint: restore the inputs, or start with --fresh"
             )
         self._replay.popleft()
-        return self._take(entry.count, entry.end)
+        return self._take(count, entry.end)
 
     def _begin_logged(self, name: str, what: int, entry: LogEntry) -> None:
         begin = entry.begins[len(self._begins)] if len(self._begins) < len(entry.begins) else None

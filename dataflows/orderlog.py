@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
@@ -28,7 +28,8 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True):
 
     `begins` has one entry for each `OPENED` and `JUMPED`, in the order of `pulls`: the offset at which the partition
     goes on. `ends` has, by partition, the offset that comes after the batch. Both are for partitions whose records have
-    numbers of their own (Kafka's offsets); for others the entry is None, or missing.
+    numbers of their own (Kafka's offsets); for others the entry is None, or missing. `at` is the wall clock (ms since
+    1970) when the batch was formed first; nothing depends on it, but people ask what the job knew then.
     """
 
     number: int
@@ -38,6 +39,7 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True):
     end: bool
     begins: list[int | None] = []
     ends: dict[str, int] = {}
+    at: int = 0
 
 
 class OrderLog:
@@ -83,5 +85,40 @@ class OrderLog:
                     yield entry
 
     def close(self) -> None:
+        """Give the file up."""
         if self._file is not None:
             self._file.close()
+
+
+class LogChain:
+    """The order logs of several branches as the one way to the last of them, to be read.
+
+    Parameters
+    ----------
+    parts
+        Each branch's log and its last batch on the way; None: all that there are.
+    until
+        The last batch to be seen.
+    """
+
+    def __init__(self, parts: Iterable[tuple[Path, int | None]], until: int | None = None) -> None:
+        self._parts = list(parts)
+        self._until = until
+
+    def append(self, entry: LogEntry) -> None:
+        """Past batches are read, and no others made."""
+        raise OrderLogError("an order log of the past was opened to be read")
+
+    def after(self, number: int) -> Iterator[LogEntry]:
+        """The entries of the batches after `number`."""
+        for path, last in self._parts:
+            for entry in OrderLog(path, writable=False).after(number):
+                if (last is not None and entry.number > last) or (
+                    self._until is not None and entry.number > self._until
+                ):
+                    break
+                number = entry.number
+                yield entry
+
+    def close(self) -> None:
+        """Nothing is held open."""

@@ -26,7 +26,7 @@ from dataflows.state import HINT, READER, StateError, StateStore, StepRows, grou
 from features.parts import FeatureParts
 from features.rows import key_of, key_text
 from features.spec import Derived, Entity
-from features.state import EntityFeatures, EntityState
+from features.state import EntityState
 
 
 class Question(NamedTuple):
@@ -194,8 +194,8 @@ class PastState:
         counts: dict[str, int] = {}
         for parts in self.layout.features.values():
             for part in parts:
-                files = (self._store.file(group_file(group)) for group in range(self._groups))
-                counts[part.rows] = sum(file.rows(part.rows, self._store.lineage).count() for file in files)
+                groups = range(self._groups)
+                counts[part.rows] = sum(self._rows(group_file(group), part.rows).count() for group in groups)
         return counts
 
     def close(self) -> None:
@@ -218,7 +218,7 @@ class PastState:
                     return declared(part, self.job)
         raise StateError(f"there is no feature step {rows!r}. Hint: {', '.join(self.layout.features)}")
 
-    def _features(self, step: str, declaration: Entity, group: int) -> EntityFeatures | FeatureParts:
+    def _features(self, step: str, declaration: Entity, group: int) -> FeatureParts:
         parts = [
             (entity_features(self.job, declared(part, self.job), self._rows(group_file(group), part.rows)), part.names)
             for part in self.layout.features.get(step, ())

@@ -7,6 +7,7 @@ every prediction is made again, and every keyframe that is passed is compared.
 
 from __future__ import annotations
 
+import pickle
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -14,14 +15,28 @@ from typing import Any, NamedTuple
 
 from dataflows.events import EventId
 from dataflows.learner import method_of
-from dataflows.learnlog import ASKED, FAILED, LEARNING_FAILED, PROTOTYPE, WENT_WELL
+from dataflows.learnlog import ASKED, FAILED, LEARNING_FAILED, NOT_LEARNED, PROTOTYPE, WENT_WELL
 from dataflows.learnstore import Frame, Head, LearnReader
 from dataflows.likeness import first_difference, same
 from dataflows.state import StateError, Version
 from features.rows import key_text
 
-UNKNOWN = object()
+
+class _Mark:
+    """In place of what was said."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+UNKNOWN = _Mark("unknown")
 """In place of what was said, where the log does not have it."""
+
+NOTHING = _Mark("nothing: it failed")
+"""In place of what was said, where the model failed then, and does not now."""
 
 _CACHED_CHUNKS = 16
 """Chunks of which the questions are kept at hand: their outcomes come much later, but often together."""
@@ -66,7 +81,7 @@ class Said(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """An example that was learned again: the question's number and id, the label, when it was known (µs)."""
+    """An outcome: the question's number and id, the label, when it was known (µs); `learned`: the model learned it."""
 
     place: Place
     key: str
@@ -76,6 +91,8 @@ class Taught(NamedTuple):
     moment: int
     assumed: bool
     examples: int
+    learned: bool
+    frame: Frame
 
 
 class Passed(NamedTuple):
@@ -86,41 +103,83 @@ class Passed(NamedTuple):
     difference: str | None
 
 
+class Broken(NamedTuple):
+    """A model that cannot go on as it did then, and why; `id` is the question's, if it is one that it fails at.
+
+    `lost`: what it learned is not in the log any more. At the model's next keyframe it is taken up again.
+    """
+
+    place: Place
+    key: str
+    id: EventId | None
+    text: str
+    lost: bool
+    frame: Frame
+
+
+class Reached(NamedTuple):
+    """The place at which models are to be looked at."""
+
+
+Step = Said | Taught | Passed | Broken | Reached
+
+
+class _Unlike(Exception):
+    """A model does not do what it did then."""
+
+
+class _Lost(Exception):
+    """A question is not kept any more, or was taken out."""
+
+    def __init__(self, text: str, id: EventId | None = None) -> None:
+        super().__init__(text)
+        self.id = id
+
+
 class _Pupil:
     """A model that learns again."""
 
     def __init__(self, model: Any, segment: Segment) -> None:
-        self.model = model
         self.segment = segment
-        self.examples = segment.frame.examples
         self.relearned = 0
+        self.is_used = segment.frame.key != PROTOTYPE  # of a prototype: whether it is anybody's yet
+        self.become(model, segment.frame.examples)
+
+    def become(self, model: Any, examples: int) -> None:
+        """Be this model from now on."""
+        self.model = model
+        self.examples = examples
         self.answer = getattr(model, method_of(model)[0])
         self.learn = model.learn_one
         self.supervised: bool = model._supervised
 
     def ask(self, x: dict[str, Any], how: int) -> Any:
         """What it says; `UNKNOWN` where it failed, as it did then."""
+        self.is_used = True
         try:
             output = self.answer(x)
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - what a model does not like
             if how != FAILED:
-                raise
+                raise _Unlike(f"it fails now, and did not then: {type(error).__name__}: {error}") from None
             return UNKNOWN
-        if not self.supervised:
+        if not self.supervised and how != FAILED:
             self._learned(how == LEARNING_FAILED, x)
         return output
 
     def teach(self, x: dict[str, Any], label: Any, how: int) -> None:
         """Learn an outcome, or fail to, as it did then."""
+        self.is_used = True
         self._learned(how == FAILED, x, label)
 
     def _learned(self, failed: bool, *example: Any) -> None:
         try:
             self.learn(*example)
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - as above
             if not failed:
-                raise
+                raise _Unlike(f"it fails to learn it now, and did not then: {type(error).__name__}: {error}") from None
             return
+        if failed:
+            raise _Unlike("it failed to learn it then, and does not now")
         self.examples += 1
         self.relearned += 1
 
@@ -134,109 +193,159 @@ class Relearning:
         The log.
     segments
         Which parts; those of one model do not overlap.
+    stop
+        After which version (as a number) to say that it is `Reached`.
     """
 
-    def __init__(self, log: LearnReader, segments: Iterable[Segment]) -> None:
+    def __init__(self, log: LearnReader, segments: Iterable[Segment], stop: int | None = None) -> None:
         self._log = log
-        self._starts: dict[int, list[Segment]] = {}
+        self._stop = stop
+        self._starts: dict[Frame, list[Segment]] = {}
         for segment in segments:
-            self._starts.setdefault(segment.frame.version, []).append(segment)
+            self._starts.setdefault(segment.frame, []).append(segment)
         self._pupils: dict[tuple[int, str], _Pupil] = {}
         self._done: dict[tuple[int, str], _Pupil] = {}
+        self._broken: dict[tuple[int, str], Segment] = {}
         self._questions = _Questions(log)
         self._frames: dict[int, list[Frame]] = {}
         for frame in log.frames():
             self._frames.setdefault(frame.version, []).append(frame)
         self.makers: set[int] = set()
-        self.relearned = 0
 
-    def run(self) -> Iterator[Said | Taught | Passed]:
+    def run(self) -> Iterator[Step]:
         """Everything that is made again, in the order of the log."""
+        orphans = sorted(set(self._frames) - {head.version for head in self._log.heads})
         for head in self._log.heads:
+            while orphans and orphans[0] < head.version:
+                yield from self._orphans(orphans.pop(0))
+            if self._stop is not None and head.version > self._stop:
+                self._stop = None
+                yield Reached()
             self._drop(head.version)
-            if self._pupils or head.version in self._starts:
+            starts = any(frame in self._starts for frame in self._frames.get(head.version, ()))
+            if self._pupils or self._broken or starts:
                 self.makers.add(head.maker)
                 yield from self._chunk(head)
+        for version in orphans:
+            yield from self._orphans(version)
+        if self._stop is not None:
+            yield Reached()
 
-    def models(self, begun: int) -> dict[str, tuple[Any, int]]:
-        """By key: the models at the end of their last parts, and what they have learned."""
+    def models(self, begun: int) -> dict[str, tuple[Any, int, bool]]:
+        """By key: the models where they are now, what they have learned, and whether they were asked or taught."""
         pupils = self._done | self._pupils
-        return {key: (pupil.model, pupil.examples) for (each, key), pupil in pupils.items() if each == begun}
+        return {
+            key: (pupil.model, pupil.examples, pupil.is_used)
+            for (each, key), pupil in pupils.items()
+            if each == begun and (each, key) not in self._broken
+        }
+
+    def adopt(self, passed: Passed) -> None:
+        """Go on with the keyframe's model instead of the one that was learned again."""
+        pupil = self._pupils[passed.frame.begun, passed.key]
+        pupil.become(self._log.model(passed.frame), passed.frame.examples)
 
     def _drop(self, version: int) -> None:
-        done = [place for place, pupil in self._pupils.items() if pupil.segment.end < (version, 0)]
-        for place in done:
+        for place in [place for place, pupil in self._pupils.items() if pupil.segment.end < (version, 0)]:
             self._done[place] = self._pupils.pop(place)
+        for place in [place for place, segment in self._broken.items() if segment.end < (version, 0)]:
+            del self._broken[place]
 
-    def _chunk(self, head: Head) -> Iterator[Said | Taught | Passed]:
+    def _orphans(self, version: int) -> Iterator[Step]:
+        """Keyframes without their chunk: it is kept no more, which the prototypes outlast, or was taken out."""
+        for frame in self._frames[version]:
+            starting = self._starts.get(frame, [])
+            model = frame.begun, frame.key
+            if model in self._pupils and not starting:
+                starting = [self._pupils[model].segment._replace(frame=frame)]
+            for segment in starting:
+                self._pupils[frame.begun, segment.key] = _Pupil(self._log.model(frame), segment)
+                if frame.key != PROTOTYPE:
+                    text = "a chunk, with a keyframe in it, is not there any more"
+                    yield Broken((version, 0), segment.key, None, text, False, frame)
+
+    def _chunk(self, head: Head) -> Iterator[Step]:
         names, entries = self._log.entries(head.version)
         outputs = self._log.outputs(head.version)
+        answered = sum(entry[0] == ASKED and entry[-1] != FAILED for entry in entries)
+        if outputs is not None and len(outputs) != answered:
+            raise self._log.not_as_written(head.version, f"a chunk of it, with {len(outputs)} outputs of {answered},")
         said = iter(outputs) if outputs is not None else None
         self._questions.prepare(head.version, names, entries)
-        frames = self._frames.get(head.version, [])
+        frames = iter(self._frames.get(head.version, ()))
+        frame = next(frames, None)
         for place, entry in enumerate(entries):
-            while frames and frames[0].place <= place:
-                yield from self._frame(frames[0], head)
-                frames = frames[1:]
-            logged = UNKNOWN
-            if entry[0] == ASKED and entry[-1] != FAILED and said is not None:
-                logged = next(said, UNKNOWN)
+            while frame is not None and frame.place <= place:
+                yield from self._frame(frame)
+                frame = next(frames, None)
+            logged: Any = UNKNOWN
+            if entry[0] == ASKED and said is not None:
+                logged = NOTHING if entry[-1] == FAILED else next(said)
             key = entry[2]
             pupil = self._pupils.get((head.begun, key_text(key))) if type(key) is not list else None
             if pupil is not None and (head.version, place) < pupil.segment.end:
-                yield from self._entry(pupil, (head.version, place), names, entry, logged)
-        for frame in frames:
-            yield from self._frame(frame, head)
+                yield from self._entry(pupil, head.begun, (head.version, place), names, entry, logged)
+        while frame is not None:
+            yield from self._frame(frame)
+            frame = next(frames, None)
 
-    def _frame(self, frame: Frame, head: Head) -> Iterator[Passed]:
-        pupil = self._pupils.get((frame.begun, frame.key))
-        starting = [segment for segment in self._starts.get(head.version, ()) if segment.frame == frame]
-        if pupil is not None and (frame.version, frame.place) <= pupil.segment.end:
-            kept = self._log.model(frame)
-            unlike = first_difference(pupil.model, kept, "model")
+    def _frame(self, frame: Frame) -> Iterator[Passed]:
+        model = frame.begun, frame.key
+        place = frame.version, frame.place
+        pupil = self._pupils.get(model)
+        if pupil is not None and place <= pupil.segment.end:
+            unlike = first_difference(pupil.model, self._log.model(frame), "model")
             if pupil.examples != frame.examples:
-                unlike = f"it has learned {frame.examples} examples, and {pupil.examples} were found"
-            yield Passed(frame, pupil.segment.key, unlike)
-        for segment in starting:
+                unlike = f"it has learned {frame.examples:,} examples, and {pupil.examples:,} were found"
+            yield Passed(frame, frame.key, unlike)
+        if model in self._broken and place < self._broken[model].end:
+            segment = self._broken.pop(model)._replace(frame=frame)
+            self._pupils[model] = _Pupil(self._log.model(frame), segment)
+        for segment in self._starts.get(frame, ()):
+            self._broken.pop((frame.begun, segment.key), None)
             self._pupils[frame.begun, segment.key] = _Pupil(self._log.model(frame), segment)
 
     def _entry(
-        self, pupil: _Pupil, place: Place, names: tuple[str, ...], entry: tuple[Any, ...], logged: Any
-    ) -> Iterator[Said | Taught]:
-        key = pupil.segment.key
+        self, pupil: _Pupil, begun: int, place: Place, names: tuple[str, ...], entry: tuple[Any, ...], logged: Any
+    ) -> Iterator[Said | Taught | Broken]:
+        key, frame = pupil.segment.key, pupil.segment.frame
+        id: EventId | None = None
         try:
             if entry[0] == ASKED:
                 _, number, _, id, time, kept, version, late, how = entry
-                examples = pupil.examples
+                examples, relearned = pupil.examples, pupil.relearned
+                shown = _shown(names, kept)
                 output = pupil.ask(_features(names, kept), how)
-                if how != FAILED:
-                    shown = dict(zip(names, kept, strict=True)) if type(kept) is tuple else _whole(names, kept)
-                    made = (output, logged, version, examples, pupil.relearned, pupil.segment.frame)
+                if output is not UNKNOWN:
+                    made = (output, logged, version, examples, relearned, frame)
                     yield Said(place, key, number, id, time, shown, late, *made)
-            elif entry[-1] in (WENT_WELL, FAILED):
+            else:
                 _, number, _, label, moment, assumed, how = entry
+                if how == NOT_LEARNED and pupil.supervised:
+                    return
                 id, features = self._questions.find(number)
-                pupil.teach(features, label, how)
-                self.relearned += 1
-                yield Taught(place, key, number, id, label, moment, assumed, pupil.examples)
-        except StateError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a model makes of a log that was changed
-            what = "question" if entry[0] == ASKED else "outcome of question"
-            raise StateError(
-                f"the learn log {self._log.path}, batch {Version.of(place[0])}, entry {place[1]}: the model failed at "
-                f"{what} {entry[1]}, as it did not then: {type(error).__name__}: {error}"
-            ) from None
+                if how != NOT_LEARNED:
+                    pupil.teach(features, label, how)
+                if how != FAILED:
+                    learned = how == WENT_WELL
+                    yield Taught(place, key, number, id, label, moment, assumed, pupil.examples, learned, frame)
+        except (_Unlike, _Lost) as error:
+            self._broken[begun, key] = self._pupils.pop((begun, key)).segment
+            of = f"question {number}" if entry[0] == ASKED else f"the outcome of question {number}"
+            text = f"entry {place[1]}, {of}: {error}"
+            yield Broken(place, key, id, text, isinstance(error, _Lost), frame)
+
+
+def _shown(names: tuple[str, ...], kept: Any) -> dict[str, Any]:
+    """Features as records have them: those that were missing as None."""
+    if type(kept) is tuple:
+        return dict(zip(names, kept, strict=True))
+    return {name: kept.get(name) for name in names}
 
 
 def _features(names: tuple[str, ...], kept: Any) -> dict[str, Any]:
     """What a model was asked with."""
     return dict(zip(names, kept, strict=True)) if type(kept) is tuple else dict(kept)
-
-
-def _whole(names: tuple[str, ...], kept: dict[str, Any]) -> dict[str, Any]:
-    """With the features that were missing, as None."""
-    return {name: kept.get(name) for name in names}
 
 
 class _Questions:
@@ -253,17 +362,17 @@ class _Questions:
         self._keep(version, names, entries)
 
     def find(self, number: int) -> tuple[EventId, dict[str, Any]]:
-        """Id and features. Raises `StateError` where the question is not kept any more."""
+        """Id and features. Raises `_Lost` where the question is not kept any more."""
         place = bisect_left(self._last, number)
         if place == len(self._heads) or (self._heads[place].first_question or 0) > number:
-            raise StateError(f"the learn log {self._log.path} does not hold question {number} any more")
+            raise _Lost("the question is not in the learn log any more")
         version = self._heads[place].version
         if version not in self._chunks:
             self._keep(version, *self._log.entries(version))
         self._chunks.move_to_end(version)
         names, asked = self._chunks[version]
         if number not in asked:
-            raise self._log.not_as_written(version, f"question {number} is missing: a chunk of it")
+            raise _Lost(f"the question was taken out of batch {Version.of(version)} of the learn log")
         id, kept = asked[number]
         return id, _features(names, kept)
 
@@ -288,30 +397,107 @@ END: Place = (1 << 62, 0)
 """Beyond every place of a log."""
 
 
-def beginnings(log: LearnReader) -> tuple[dict[tuple[int, str], Frame | None], int]:
+class Beginning(NamedTuple):
+    """From where a model can be made again; None: it cannot. `before`: its answered questions before that."""
+
+    frame: Frame | None
+    before: int
+
+    def reaches(self, end: Place) -> bool:
+        """Whether what lies before this place can be made again."""
+        frame = self.frame
+        return frame is not None and (frame.key == PROTOTYPE or (frame.version, frame.place) < end)
+
+
+class _Course:
+    """What a log has of one model: to find out from where it can be made again."""
+
+    def __init__(self, frames: list[Frame]) -> None:
+        self.frames = frames  # those still ahead
+        self.start: Frame | None = None
+        self.born: bool | None = None  # as declared, all that it ever did is here; None: nothing is known yet
+        self.learned = 0
+        self.answered = 0
+        self.before = 0
+
+    def pass_frames(self, place: Place) -> None:
+        """Take the keyframes up to a place."""
+        while self.frames and (self.frames[0].version, self.frames[0].place) <= place:
+            frame = self.frames.pop(0)
+            if self.born is None:
+                self.born = False  # it was there before the log
+            if not self.born and self.start is None:
+                self.start, self.before = frame, self.answered
+
+    def lose(self) -> None:
+        """What it learns now is not kept any more."""
+        self.born, self.start = False, None
+
+
+def beginnings(log: LearnReader) -> dict[tuple[int, str], Beginning]:
     """From where each model that the log knows can be made again: as it was declared, if all that it learned is kept.
 
-    Else from its first keyframe; None where there is none. By how often the models were begun, and the model's key; and
-    how many answered questions lie before that.
+    Else from the first keyframe after which all is kept. By how often the models were begun, and the model's key.
     """
-    firsts: dict[tuple[int, str], Frame] = {}
-    for frame in log.frames():
-        firsts.setdefault((frame.begun, frame.key), frame)
-    found: dict[tuple[int, str], Frame | None] = {}
-    before = 0
+    frames = log.frames()
+    held = {head.version for head in log.heads}
+    prototypes = _prototypes(frames)
+    ahead: dict[tuple[int, str], list[Frame]] = {}
+    for frame in frames:
+        if frame.key != PROTOTYPE:
+            ahead.setdefault((frame.begun, frame.key), []).append(frame)
+    firsts = [head.first_question for head in log.heads if head.first_question is not None]
+    first = min(firsts, default=0)
+    courses: dict[tuple[int, str], _Course] = {}
+    quiet: dict[int, bool] = {}
     for head in log.heads:
-        for place, entry in enumerate(log.entries(head.version)[1]):
-            if entry[0] != ASKED:
+        names, entries = log.entries(head.version)
+        for place, entry in enumerate(entries):
+            if type(entry[2]) is list:
                 continue
             model = (head.begun, key_text(entry[2]))
-            if model not in found:
-                prototype = firsts.get((head.begun, PROTOTYPE))
-                is_new = prototype is not None and entry[6] == prototype.examples
-                found[model] = prototype if is_new else firsts.get(model)
-            first = found[model]
-            if entry[-1] != FAILED and (first is None or (head.version, place) < (first.version, first.place)):
-                before += 1
-    return found, before
+            course = courses.get(model)
+            if course is None:
+                course = courses[model] = _Course(ahead.get(model, []))
+            course.pass_frames((head.version, place))
+            how = entry[-1]
+            if entry[0] != ASKED:
+                course.learned += how == WENT_WELL
+                if how != NOT_LEARNED and entry[1] < first:
+                    course.lose()
+                continue
+            if course.born is None:
+                prototype = prototypes.get(head.begun)
+                course.born = prototype is not None and entry[6] - course.learned == prototype.examples
+                if course.born and prototype is not None and prototype.version not in held:
+                    # Was it asked before, and nothing kept of it? Some models change when they are.
+                    if head.begun not in quiet:
+                        quiet[head.begun] = _is_quiet(log.model(prototype), _features(names, entry[5]))
+                    course.born = quiet[head.begun]
+            course.answered += how != FAILED
+    found: dict[tuple[int, str], Beginning] = {}
+    for model, course in courses.items():
+        course.pass_frames(END)
+        if course.born:
+            found[model] = Beginning(prototypes[model[0]], 0)
+        else:
+            found[model] = Beginning(course.start, course.answered if course.start is None else course.before)
+    return found
+
+
+def _prototypes(frames: list[Frame]) -> dict[int, Frame]:
+    """By how often the models were begun: as what they begin."""
+    return {frame.begun: frame for frame in reversed(frames) if frame.key == PROTOTYPE}
+
+
+def _is_quiet(model: Any, x: dict[str, Any]) -> bool:
+    """Whether a new model stays as it is when it is asked; this one does not have to."""
+    before = pickle.loads(pickle.dumps(model, 5))
+    try:
+        getattr(model, method_of(model)[0])(dict(x))
+    except Exception:  # noqa: BLE001 - whatever it does not like
+        return False
+    return same(before, model)
 
 
 def segments(log: LearnReader, targets: Iterable[Target], to_keyframes: bool = False) -> list[Segment]:
@@ -320,7 +506,7 @@ def segments(log: LearnReader, targets: Iterable[Target], to_keyframes: bool = F
     `to_keyframes`: each on to the next keyframe, so that this one is compared too.
     """
     frames = log.frames()
-    prototypes = {frame.begun: frame for frame in reversed(frames) if frame.key == PROTOTYPE}
+    prototypes = _prototypes(frames)
     of_model: dict[tuple[int, str], list[Frame]] = {}
     for frame in frames:
         of_model.setdefault((frame.begun, frame.key), []).append(frame)

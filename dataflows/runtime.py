@@ -33,7 +33,7 @@ from dataflows.checkpoints import Agent
 from dataflows.connectors import Kafka, Stdin
 from dataflows.connectors.files import LineFile
 from dataflows.control import Control, Phase
-from dataflows.job import Job, JobError, SinkError
+from dataflows.job import Job, JobError, Outputs, Sink, SinkError
 from dataflows.order import InputError
 from dataflows.provenance import provenance
 from dataflows.recovery import CommitWatch, committed
@@ -116,7 +116,7 @@ def _load_under_own_name(path: Path) -> Any:
 # -- a worker
 
 
-def work(reference: str, data: str | None, labels: str | None) -> None:
+def work(reference: str, data: str | None, labels: str | None, outputs: str | None) -> None:
     """The body of a worker process: `MILLRACE_WORKER` tells which, and where the others are."""
     from bytewax.recovery import RecoveryConfig
     from bytewax.run import cli_main
@@ -129,7 +129,7 @@ def work(reference: str, data: str | None, labels: str | None) -> None:
     place = json.loads(os.environ["MILLRACE_WORKER"])
     _die_with(place["launcher"])
     settings = Settings.from_environment()
-    job = with_inputs(load_job(reference), data, labels)
+    job = with_outputs(with_inputs(load_job(reference), data, labels), outputs)
     assert settings.start is not None
     recovery = RunDirectory.of(job, settings).recovery(settings.start.branch)
     cli_main(
@@ -171,6 +171,15 @@ def with_inputs(job: Job, data: str | None, labels: str | None) -> Job:
     return job
 
 
+def with_outputs(job: Job, directory: str | None) -> Job:
+    """The job with all records that it writes in files of a directory; as it is for None."""
+    if directory is None:
+        return job
+    off = {kind: None for kind, sink in job.outputs.by_kind() if sink is None}
+    models = {} if job.outputs.models is None else {"models": Sink()}
+    return job.changed(outputs=Outputs(directory=Path(directory), **off | models))
+
+
 # -- the launcher
 
 
@@ -197,6 +206,8 @@ class Launcher:
         How often in a row workers that failed are started again without a new checkpoint between.
     data, labels
         Other inputs, as for `with_inputs`.
+    outputs
+        A directory for all records, as for `with_outputs`.
     say
         Takes sentences for the user.
     """
@@ -204,7 +215,8 @@ class Launcher:
     def __init__(
         self, reference: str, job: Job, workers: int, interval: float, settings: Settings,
         request: Request | None = None, fresh: bool = False, restarts: int = 0,
-        data: str | None = None, labels: str | None = None, say: Callable[[str], None] = lambda text: None,
+        data: str | None = None, labels: str | None = None, outputs: str | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:  # fmt: skip
         self._reference = reference
         self._job = job
@@ -214,7 +226,7 @@ class Launcher:
         self._request = request or Request()
         self._fresh = fresh
         self._restarts = restarts
-        self._inputs = [data, labels]
+        self._inputs = [data, labels, outputs]
         self._say = say
         self._run = RunDirectory.of(job, settings)
         self.directory = self._run.path
@@ -334,14 +346,10 @@ class Launcher:
             environment.pop("BYTEWAX_DATAFLOW_API_ENABLED", None)  # any value would open a port to the world
             command = [sys.executable, "-m", "dataflows.worker", self._reference, json.dumps(self._inputs)]
             # A session of its own: Ctrl-C reaches the launcher alone, which then asks the workers to stop.
-            self._processes.append(
-                subprocess.Popen(
-                    command, env=environment, start_new_session=True, pass_fds=[lock], stderr=self._errors(index)
+            with (self._run.state / f"worker-{index}.log").open("wb") as errors:
+                self._processes.append(
+                    subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[lock], stderr=errors)
                 )
-            )
-
-    def _errors(self, index: int) -> Any:
-        return (self._run.state / f"worker-{index}.log").open("wb")
 
     def _watch(self, show: Callable[[dict[str, Any]], None] | None) -> None:
         while True:

@@ -100,6 +100,8 @@ class Settings(BaseModel):
         take 2 to 10 ms.
     measures
         Measure how long predictions take; costs some tenths of a microsecond each.
+    quiet
+        Batches up to this one are worked on and their records are not written: a replay that begins in the middle.
     maker
         What results depend on beside the job, noted with what is learned (`dataflows.provenance`).
     start, worker, workers
@@ -117,6 +119,7 @@ class Settings(BaseModel):
     cache: int = Field(default=500_000, gt=0)
     durability: Literal["power", "process"] = "power"
     measures: bool = False
+    quiet: int = 0
     maker: dict[str, str] = Field(default_factory=dict)
     start: Start | None = None
     worker: int = 0

@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from dataflows.changes import Change, Description, compare, describe, first_layout, next_layout, unchanged
 from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, openable
 from dataflows.connectors import Stdin
 from dataflows.control import write_whole
+from dataflows.fork import Fork, copy_rows, follow
 from dataflows.job import Job, JobError, Output
 from dataflows.learnstore import roll_back
 from dataflows.order import gap_text
+from dataflows.orderlog import OrderLog
+from dataflows.provenance import provenance
 from dataflows.recovery import Committed, committed, create_recovery, remove_stale_snapshots, step_ids
 from dataflows.replay import inputs_of
 from dataflows.rows import entity_step_names
@@ -39,12 +42,18 @@ class RunError(RuntimeError):
 class Request(BaseModel):
     """What the user asked of a start.
 
-    `origin` is the checkpoint or savepoint to go on from, on a new branch; `reset` the steps that may begin anew.
+    `origin` is the checkpoint or savepoint to go on from, on a new branch; `reset` the steps that may begin anew;
+    `fork` what a new state begins with, or what it follows further where it began so before. With `outputs_anew` the
+    branch begins its outputs anew.
     """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     origin: str | None = None
     reset: tuple[str, ...] = ()
     retention: Retention = Retention()
+    fork: Fork | None = None
+    outputs_anew: bool = False
 
 
 class Startup:
@@ -72,6 +81,8 @@ class Startup:
         """Where the run begins. Raises `RunError`, `StateError` or `JobError`; then nothing has changed."""
         if not self._run.job.exists():
             return self._create()
+        if self._request.fork is not None:
+            self._follow(self._request.fork)
         origin = None if self._request.origin is None else Checkpoints(self._run).find(self._request.origin)
         before = self._before(origin)
         changes = compare(before, self._now, self._reset_steps())
@@ -113,15 +124,48 @@ class Startup:
             raise RunError(f"--from {self._request.origin}: there is no state in {self._run.state} yet")
         self._refuse_foreign_outputs()
         shutil.rmtree(self._run.groups, ignore_errors=True)  # empty files of a start that was killed here
-        start = Start(layout=first_layout(self._job), job=self._now)
-        StateStore.create(self._run.groups, self._settings.groups)
-        self._write_branches((start,))
-        create_recovery(self._run.recovery(1))
-        self._run.order_log(1).parent.mkdir(exist_ok=True)
-        self._run.order_log(1).touch()
+        fork = self._request.fork
+        if fork is not None and fork.manifest is not None:
+            before, start = self._create_at(fork, fork.manifest)
+        else:
+            before, start = (), Start(layout=first_layout(self._job), job=self._now)
+            StateStore.create(self._run.groups, self._settings.groups)
+        self._write_branches((*before, start))
+        create_recovery(self._run.recovery(start.branch))
+        self._run.order_log(start.branch).parent.mkdir(exist_ok=True)
+        self._run.order_log(start.branch).write_bytes(b"")
+        if fork is not None:
+            self._follow(fork)
         # Last: a state directory without it was never begun.
         write_whole(self._run.job, _pretty(self._now), durable=True)
         return start
+
+    def _create_at(self, fork: Fork, manifest: Manifest) -> tuple[tuple[Start, ...], Start]:
+        """The state of a checkpoint of another run, and a branch that begins there; and the branches before."""
+        changes = compare(manifest.job, self._now, self._reset_steps())
+        refused = [change for change in changes if change.refused]
+        if refused:
+            raise RunError(_refusal(fork.source, refused))
+        before = tuple(start for start in read_branches(fork.source) if start.branch <= manifest.branch)
+        copy_rows(fork.source, self._run, manifest, self._settings.groups)
+        Checkpoints(self._run).add(msgspec.structs.replace(manifest, sinks={}))
+        self._announce(changes)
+        return before, Start(
+            branch=manifest.branch + 1,
+            batch=manifest.batch,
+            forks=(*manifest.forks, (manifest.branch, manifest.batch)),
+            layout=next_layout(before[-1].layout, manifest.job, self._job, self._now, self._reset_steps()),
+            job=self._now,
+        )
+
+    def _follow(self, fork: Fork) -> None:
+        """Take over the batches that the fork's order log has more."""
+        branch = read_branches(self._run)[-1]
+        log = OrderLog(self._run.order_log(branch.branch))
+        try:
+            follow(fork, log, branch.batch)
+        finally:
+            log.close()
 
     def _has_begun(self) -> bool:
         """Whether anything was ever kept here. A start that is killed while it creates the state leaves empty files."""
@@ -167,9 +211,8 @@ class Startup:
         self._ready_files(start, found)
         if found.reader is None:
             self._put_outputs_back(start)
-        agent = Agent(
-            self._run, start, read_job(self._run), self._request.retention, lambda: found, self._settings.maker
-        )
+        maker = self._settings.maker or provenance(self._job, self._settings.groups)
+        agent = Agent(self._run, start, read_job(self._run), self._request.retention, lambda: found, maker)
         agent.look()
         agent.close()
         return start, found.reader is None, {} if found.reader is None else found.reader["offsets"]
@@ -299,7 +342,7 @@ class Startup:
             branch=branch,
             batch=manifest.batch,
             forks=(*manifest.forks, (manifest.branch, manifest.batch)),
-            sinks=manifest.sinks,
+            sinks={} if self._request.outputs_anew else manifest.sinks,
             layout=next_layout(layout, before, self._job, self._now, self._reset_steps()),
             outputs_of=None if manifest.branch == left else manifest.branch,
             job=self._now,

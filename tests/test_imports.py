@@ -29,11 +29,12 @@ LAYERS = [
     {"dataflows.admit", "dataflows.evaluate", "dataflows.learnstore"},
     {"dataflows.learner", "dataflows.changes", "dataflows.provenance"},
     {"dataflows.replay", "dataflows.flow", "dataflows.query", "dataflows.rejects"},
-    {"dataflows.startup", "dataflows.history", "dataflows.relearn", "dataflows.audit"},
+    {"dataflows.startup", "dataflows.fork", "dataflows.history", "dataflows.relearn", "dataflows.audit"},
     {"dataflows.runtime"},
     {
         "dataflows.cli",
         "dataflows.cli_audit",
+        "dataflows.cli_replay",
         "dataflows.cli_state",
         "dataflows.cli_rejects",
         "dataflows.cli_diff",
@@ -47,7 +48,7 @@ STORE = [
     {"dataflows.settings"},
     {"dataflows.recovery"},
     {"dataflows.checkpoints"},
-    {"dataflows.replay", "dataflows.startup", "dataflows.history"},
+    {"dataflows.replay", "dataflows.fork", "dataflows.startup", "dataflows.history"},
     {"dataflows.runtime"},
 ]
 
@@ -57,9 +58,11 @@ KAFKA = ["dataflows.connectors.kafka"]
 # What only the command line and the entry point show or start.
 OF_CLI = {
     "dataflows.report",
+    "dataflows.progress",
     "dataflows.diff",
     "dataflows.cli",
     "dataflows.cli_audit",
+    "dataflows.cli_replay",
     "dataflows.cli_state",
     "dataflows.cli_rejects",
     "dataflows.cli_diff",
@@ -68,6 +71,7 @@ OF_CLI = {
 CLI = [
     "dataflows.cli",
     "dataflows.cli_audit",
+    "dataflows.cli_replay",
     "dataflows.cli_state",
     "dataflows.cli_rejects",
     "dataflows.cli_diff",

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dataflows.cli import main, status_line
+from dataflows.cli import main
+from dataflows.progress import status_line
 from tests.scenarios import running
 
 JOB = """

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from dataflows.checkpoints import Checkpoints
 from dataflows.cli import app
-from dataflows.events import Prediction
-from dataflows.history import ReplayedState, replay
+from dataflows.history import ReplayedState
 from dataflows.job import Job
 from dataflows.order import Batch, Reader
 from dataflows.orderlog import OrderLog
@@ -171,14 +170,54 @@ def test_a_replay_makes_the_records_again(run: Run, tmp_path: Path, origin: str)
             assert whole == again
         if origin == "checkpoint":
             assert whole[kept[0].sinks.get(kind, 0) :] == again
-    refused = CliRunner().invoke(app, command)
-    assert "not empty" in str(refused.exception)
 
 
-def test_a_replay_ends_where_it_is_told(run: Run) -> None:
-    """Up to a batch, and one that is not there is an error."""
-    found = list(replay(run.job, run.directory, "1-5", "1-9"))
+def test_a_replay_ends_where_it_is_told(run: Run, tmp_path: Path) -> None:
+    """Up to a batch, a time before a later event, and a batch that is not there."""
+    command = ["replay", str(run.place.file), "--directory", str(run.place.out)]
+    CliRunner().invoke(app, [*command, "--output", str(tmp_path / "a"), "--from", "1-5", "--until", "1-9"])
     fresh = [b for b in run.batches() if 5 < b.number <= 9]
-    assert sum(isinstance(r, Prediction) for r in found) == sum(len(b.items) for b in fresh)
-    with pytest.raises(StateError, match="batch 4600"):
-        list(replay(run.job, run.directory, "1-5", "1-4600"))
+    assert len((tmp_path / "a/predictions.jsonl").read_bytes().splitlines()) == sum(len(b.items) for b in fresh)
+    CliRunner().invoke(app, [*command, "--output", str(tmp_path / "b"), "--until", "1970-01-01T01:10:05Z"])
+    early = next(b for b in run.batches() if any(item[0] > 4_205_000_000 for item in b.items))
+    again = load_job(str(run.place.file)).at("latest", tmp_path / "b")
+    assert again.manifest.batch == early.number - 1
+    again.close()
+    for options, said in (
+        (["--until", "1-4600"], "batch 4600"),
+        (["--from", "1-9", "--until", "1-5"], "lies before"),
+        (["--output", str(run.place.out)], "the run itself"),
+    ):
+        result = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "c"), *options])
+        assert said in str(result.exception)
+
+
+def test_a_replay_goes_into_a_directory_of_its_own(run: Run, tmp_path: Path) -> None:
+    """Where other files lie nothing is written; where it was begun it goes on, and what is complete stays as it is."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    command = ["replay", str(run.place.file), "--directory", str(run.place.out), "--output"]
+    assert "not empty" in str(CliRunner().invoke(app, [*command, str(tmp_path / "full")]).exception)
+    for _ in range(2):
+        result = CliRunner().invoke(app, [*command, str(tmp_path / "again")])
+        assert result.exit_code == 0, result.output
+        for kind in ("predictions", "outcomes", "metrics"):
+            assert (tmp_path / f"again/{kind}.jsonl").read_bytes() == (run.place.out / f"{kind}.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("when", ["1-6", "1-20", "1970-01-01T00:30:05Z"])
+def test_all_that_a_checkpoint_tells_is_told_between_them(run: Run, when: str) -> None:
+    """How many entities there are, each of them, and where the reader stands: as of then, not as of the checkpoint."""
+    past = run.at(when)
+    try:
+        plain = run.fresh(run.batches()[: past.manifest.batch])
+        for step, declaration, features in zip(past.layout.features, run.job.entities, plain.features, strict=True):
+            keys = dict(past.entities(step))
+            assert past.counts()[step] == len(keys)
+            for key in keys:
+                found = past.features(**{declaration.key[0]: key})
+                assert tuple(found[name] for name in declaration.feature_names) == features.read(key, past.clock)
+        # At a time within a batch the reader has formed that batch.
+        assert past.reader()["reader"][0]["number"] - past.manifest.batch in ({0} if "-" in when[:3] else {0, 1})
+    finally:
+        past.close()
