@@ -238,6 +238,11 @@ class ReplayedState(PastState):
             )
         self._settle()
 
+    def records(self) -> Iterator[Record]:
+        """The records of the batches after the checkpoint, to the end of the log, or to the batch of the place."""
+        for batch in self._batches():
+            yield from self._take(batch)
+
     def last_before(self, moment: int) -> int:
         """The number of the last batch before one that has a later event; the inputs are read for it."""
         number = self._number

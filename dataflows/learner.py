@@ -71,8 +71,8 @@ class Learner:
         self._model_name = job.model_name
         self._prototype = pickle.dumps(job.model, 5)
         self._supervised: bool = job.model._supervised
-        self._method, gives_distribution = method_of(job.model)
-        self._shows_probability = gives_distribution and job.binary
+        self._method, _ = method_of(job.model)
+        self._shows_probability = shows_probability(job)
         self._models: dict[Any, _Model] = {}
         self._open: dict[int, tuple[Any, ...]] = {}
         self._rows = rows
@@ -303,6 +303,11 @@ def method_of(model: Any) -> tuple[str, bool]:
         gives_probabilities = type(step).predict_proba_one is not base.Classifier.predict_proba_one
         return ("predict_proba_one", True) if gives_probabilities else ("predict_one", False)
     return ("predict_one", False) if isinstance(step, base.Regressor) else ("score_one", False)
+
+
+def shows_probability(job: Job) -> bool:
+    """Whether records show the probability of True in place of the distribution over both labels."""
+    return method_of(job.model)[1] and job.binary
 
 
 def _arrangement(job: Job) -> Callable[[tuple[Any, ...]], tuple[Any, ...]] | None:
