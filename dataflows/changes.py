@@ -46,12 +46,16 @@ def describe(job: Job, groups: int) -> Description:
     steps: Description = {
         "read": {"order": job.time.order, "lateness": job.time.lateness},
         "admit": _label(job),
-        "learner": {"model": _text(job.model), "per": list(job.per or ())},
-        "publish": {"metrics": dict(zip(metric_names(job), map(_text, job.metrics), strict=True))},
+        "learner": {"model": declared_text(job.model), "per": list(job.per or ())} | _begin(job),
+        "publish": {"metrics": dict(zip(metric_names(job), map(declared_text, job.metrics), strict=True))},
     }
     for step, entity in _feature_steps(job):
         steps[step] = _entity(entity)
     return {"name": job.name, "groups": groups, "names": list(job.feature_names), "steps": steps}
+
+
+def _begin(job: Job) -> Description:
+    return {} if job.warm_start is None else {"warm_start": job.warm_start.name}
 
 
 def _label(job: Job) -> Description:
@@ -68,28 +72,30 @@ def _entity(entity: Entity) -> Description:
     return {
         "key": list(entity.key),
         "of": entity.of,
-        "where": None if entity.where is None else _text(entity.where),
+        "where": None if entity.where is None else declared_text(entity.where),
         "ttl": entity.ttl_us,
         "features": {
-            next(names): f"{_text(each)} over {_text(over)}" for each in entity.aggregates for over in entity.over
+            next(names): f"{declared_text(each)} over {declared_text(over)}"
+            for each in entity.aggregates
+            for over in entity.over
         },
-        "aggregates": {each.stem: _text(each) for each in entity.aggregates},
-        "windows": {over.label or "lifetime": _text(over) for over in entity.over},
+        "aggregates": {each.stem: declared_text(each) for each in entity.aggregates},
+        "windows": {over.label or "lifetime": declared_text(over) for over in entity.over},
     }
 
 
-def _text(value: Any) -> str:
+def declared_text(value: Any) -> str:
     """A declared object as text: equal exactly where it is declared alike, in every process.
 
     Spelled out, because river shows a metric or statistic by its figure, and numbers rounded. Functions show where they
     lie in memory, which says nothing about them.
     """
     if isinstance(value, compose.Pipeline):
-        return f"({' | '.join(map(_text, value.steps.values()))})"
+        return f"({' | '.join(map(declared_text, value.steps.values()))})"
     if isinstance(value, compose.TransformerUnion):
-        return f"({' + '.join(map(_text, value.transformers.values()))})"
+        return f"({' + '.join(map(declared_text, value.transformers.values()))})"
     if isinstance(value, utils.Rolling):
-        return f"Rolling({_text(value.obj)}, window_size={value.window.maxlen})"
+        return f"Rolling({declared_text(value.obj)}, window_size={value.window.maxlen})"
     if isinstance(value, BaseModel):
         return _call(value, {name: getattr(value, name) for name in type(value).model_fields})
     if isinstance(value, base.Base):
@@ -98,20 +104,20 @@ def _text(value: Any) -> str:
         except AttributeError:  # a class of the user's that does not keep its parameters
             return type(value).__qualname__
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{_text(key)}: {_text(each)}' for key, each in value.items())}}}"
+        return f"{{{', '.join(f'{declared_text(key)}: {declared_text(each)}' for key, each in value.items())}}}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(declared_text, value))}]"
     if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(_text, value)))}}}"
+        return f"{{{', '.join(sorted(map(declared_text, value)))}}}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _call(value: Any, parameters: dict[str, Any]) -> str:
     given = parameters.pop("_POSITIONAL_ARGS", ())  # where river has `*args`, as a set in places
-    positional = [_text(each) for each in given]
+    positional = [declared_text(each) for each in given]
     if isinstance(given, set | frozenset):
         positional.sort()
-    named = [f"{name}={_text(each)}" for name, each in parameters.items()]
+    named = [f"{name}={declared_text(each)}" for name, each in parameters.items()]
     return f"{type(value).__name__}({', '.join(positional + named)})"
 
 
@@ -148,7 +154,8 @@ def _changed(step: str, old: Description, new: Description) -> list[Change]:
 def _compare_learner(old: Description, new: Description, reset: Collection[str]) -> list[Change]:
     if old == new:
         return []
-    what = "; ".join(f"{name} was {old[name]} and is {new[name]}" for name in new if old.get(name) != new[name])
+    unlike = [name for name in old | new if old.get(name) != new.get(name)]
+    what = "; ".join(f"{name} was {old.get(name)} and is {new.get(name)}" for name in unlike)
     if "learner" in reset:
         stay = "stay" if old["per"] == new["per"] else "stay to be scored, and no model learns from them"
         return [Change("learner", f"the models begin anew, open questions {stay} ({what})")]

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from dataflows import cli_audit, cli_dataset, cli_diff, cli_rejects, cli_replay, cli_state
+from dataflows import cli_audit, cli_dataset, cli_diff, cli_models, cli_rejects, cli_replay, cli_state
 from dataflows.checkpoints import Retention
 from dataflows.cli_state import Brokers, Data, Directory, JobArgument, Labels, name_brokers
 from dataflows.connectors import Kafka, Stdin, Stdout
@@ -67,6 +67,8 @@ app.command()(cli_replay.bootstrap)
 app.command()(cli_rejects.rejects)
 app.command()(cli_audit.audit)
 app.command()(cli_dataset.dataset)
+app.command()(cli_models.models)
+app.command()(cli_models.score)
 app.command()(cli_diff.diff)
 
 

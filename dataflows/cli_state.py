@@ -162,14 +162,15 @@ def state(
     loaded = with_inputs(load_job(job), data, labels)
     past = open_state(loaded, run_of(loaded, directory), at, known)
     try:
-        of = _parse(entity or [])
+        of = parse_entity(entity or [])
         found = _entity_state(past, of) if of else _whole_state(past)
         typer.echo(msgspec.json.encode(found, enc_hook=str).decode()) if as_json else _show(found, limit)
     finally:
         past.close()
 
 
-def _parse(entity: list[str]) -> dict[str, Any]:
+def parse_entity(entity: list[str]) -> dict[str, Any]:
+    """Values by field from `FIELD=VALUE`. Raises `JobError`."""
     of: dict[str, Any] = {}
     for text in entity:
         field, equals, value = text.partition("=")

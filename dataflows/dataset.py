@@ -117,7 +117,7 @@ class Dataset:
     """
 
     def __init__(
-        self, job: Job, run: RunDirectory, span: Span = Span(), show: Callable[[int], None] = lambda rows: None
+        self, job: Job, run: RunDirectory, span: Span, show: Callable[[int], None] = lambda rows: None
     ) -> None:
         self._job, self._run, self._span, self._show = job, run, span, show
         self._probability = shows_probability(job)

@@ -37,6 +37,7 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from dataflows.admit import GLOBAL_GROUP, Admit, Work
+from dataflows.bundle import models_of
 from dataflows.changes import declared, gone_names
 from dataflows.control import Control, Phase, StatusFile
 from dataflows.evaluate import Publisher
@@ -578,7 +579,8 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
             path, maker = learn_file(run.directory, group), run.settings.maker
             self._learned = LearnWriter(path, run.start.lineage, begun, run.job.audit, maker)
             self._log = self._learned.log(run.job.feature_names)
-        self._learner = Learner(run.job, _rows(self._state), begun, self._log)
+        warm = models_of(run.job, run.directory.warm_start)
+        self._learner = Learner(run.job, _rows(self._state), begun, self._log, warm)
         return self._learner
 
     def on_batch(self, values: list[Head | Part]) -> tuple[list[tuple[str, SaidPart]], bool]:

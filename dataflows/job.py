@@ -395,6 +395,8 @@ class Job(BaseModel):
         Order and lateness.
     outputs
         Where records go.
+    warm_start
+        A bundle (`millrace models JOB export`) with the models to begin with, of another job or of this one.
     audit
         How predictions are kept to be made again; None: not at all.
     max_ids
@@ -435,6 +437,7 @@ class Job(BaseModel):
     report: Report = Field(default_factory=lambda: Report(outcomes=1000))
     time: Time = Field(default_factory=Time)
     outputs: Outputs = Field(default_factory=Outputs)
+    warm_start: Path | None = None
     audit: Audit | None = Field(default_factory=Audit)
     max_ids: int = Field(default=200_000, ge=0)
     max_models: int = Field(default=100_000, gt=0)

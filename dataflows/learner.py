@@ -12,9 +12,10 @@ answers come, but nobody learns from them.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 from river import base
@@ -62,9 +63,19 @@ class Learner:
         How often the models were begun: those of an earlier time are not found any more.
     log
         Where to note what is asked and learned; None: nowhere.
+    warm
+        Models to begin with, by the text of their keys: pickled, and the examples they have learned. That of the key
+        `null`, a global one, serves all others too.
     """
 
-    def __init__(self, job: Job, rows: Rows | None = None, begun: int = 1, log: LearnLog | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        rows: Rows | None = None,
+        begun: int = 1,
+        log: LearnLog | None = None,
+        warm: Mapping[str, tuple[bytes, int]] = MappingProxyType({}),
+    ) -> None:
         self._names = job.feature_names
         self._per = job.per
         self._arrange = _arrangement(job)
@@ -86,6 +97,7 @@ class Learner:
         self._declared = (self._names, self._per, self._model_name)
         self._kept_declared: tuple[Any, Any, Any] | None = None
         self._log = log
+        self._warm = warm
         if log is not None and log.begins:
             log.prototype(self._prototype, 0)
         if rows is not None and not self._fresh:
@@ -268,7 +280,11 @@ class Learner:
             return model
         # A pickle round trip first, so that a model behaves the same before and after a checkpoint.
         name = model_named(self._model_name, self._per, key)
-        model = self._models[key] = _Model(pickle.loads(self._prototype), name, 0, self._method)
+        global_model = key_text(None)
+        pickled, version = self._warm.get(key_text(key)) or self._warm.get(global_model) or (self._prototype, 0)
+        model = self._models[key] = _Model(pickle.loads(pickled), name, version, self._method)
+        if version and self._log is not None:
+            self._log.keyframe(key, version, model.model)
         return model
 
     def _fail(

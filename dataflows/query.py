@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from dataflows.admit import GLOBAL_GROUP, Admit
+from dataflows.bundle import models_of
 from dataflows.changes import declared, gone_names
 from dataflows.checkpoints import Checkpoints, Manifest, missing_parts
 from dataflows.evaluate import Publisher
@@ -66,6 +67,7 @@ class PastState:
     def __init__(self, job: Job, run: RunDirectory, manifest: Manifest) -> None:
         self.job = job
         self.manifest = manifest
+        self._run = run
         branch = next((start for start in read_branches(run) if start.branch == manifest.branch), None)
         self.layout = Layout() if branch is None else branch.layout
         self._groups: int = manifest.job["groups"]
@@ -198,6 +200,11 @@ class PastState:
                 counts[part.rows] = sum(self._rows(group_file(group), part.rows).count() for group in groups)
         return counts
 
+    def scan(self, rows: str) -> Iterator[tuple[str, list[Any]]]:
+        """The rows of a feature step by name, of all key groups, as they are kept."""
+        for group in range(self._groups):
+            yield from self._rows(group_file(group), rows).scan("")
+
     def close(self) -> None:
         """Give the files up."""
         self._store.close()
@@ -231,7 +238,8 @@ class PastState:
         return FeatureParts(declaration, parts)
 
     def _learner(self, group: int) -> Learner:
-        return Learner(self.job, self._rows(group_file(group), "learner"), self.layout.models)
+        warm = models_of(self.job, self._run.warm_start)
+        return Learner(self.job, self._rows(group_file(group), "learner"), self.layout.models, warm=warm)
 
     def _questions(self) -> Iterator[Question]:
         for group in range(self._groups):  # with one model too: `per` may have changed since some were asked

@@ -6,19 +6,24 @@ is here one after the other, with the same classes, so the results are the same 
 
 from __future__ import annotations
 
+import pickle
 import time as wall
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dataflows.admit import Admit, Row, Work
+from dataflows.bundle import Bundle, Part, Warm, models_of
+from dataflows.changes import declared
 from dataflows.connectors.memory import Memory
 from dataflows.evaluate import Publisher
 from dataflows.events import Raw, Record
 from dataflows.job import Job
 from dataflows.learner import Columns, Learner
 from dataflows.order import EVENT, LABEL, Reader, Source
+from dataflows.rows import entity_step_names
+from dataflows.settings import FeaturePart
 from features.parts import FeatureParts
-from features.rows import Rows
+from features.rows import APPEND, PUT, MemoryRows, Rows, key_text
 from features.spec import Entity
 from features.state import EntityFeatures
 
@@ -79,19 +84,58 @@ def empties_of(job: Job) -> list[tuple[Any, ...]]:
     return [entity_features(job, entity).read("", 0) for entity in job.entities]
 
 
+class _Begun:
+    """The features of a step as a bundle has them, in as many parts."""
+
+    def __init__(self, job: Job, entity: Entity, parts: list[Part]) -> None:
+        self._parts = [(part, _in_memory(part), declared(_part(part), job)) for part in parts]
+        self._features = [entity_features(job, each, rows) for _, rows, each in self._parts]
+        self.features = FeatureParts(entity, list(zip(self._features, (part[0] for part in parts), strict=True)))
+
+    def kept(self) -> list[Part]:
+        """As a bundle keeps them, as they are now."""
+        for features, (_, rows, _) in zip(self._features, self._parts, strict=True):
+            rows.apply(features.changes())
+        return [(names, text, dict(rows.scan(""))) for (names, text, _), rows, _ in self._parts]
+
+
+def _part(part: Part) -> FeaturePart:
+    return FeaturePart(rows="", names=part[0], declaration=part[1])
+
+
+def _in_memory(part: Part) -> MemoryRows:
+    rows = MemoryRows()
+    for key, some in part[2].items():
+        rows.apply((key, APPEND if place else PUT, pickle.dumps(each, 5)) for place, each in enumerate(some))
+    return rows
+
+
 class PlainRun:
     """One job in one process without an engine.
 
+    With a bundle it begins with those models and features.
     `run` yields records; `admit`, `learner`, `features` and `publisher` may be looked at at any time.
     """
 
-    def __init__(self, job: Job, reader: Reader) -> None:
+    def __init__(self, job: Job, reader: Reader, bundle: Bundle | None = None) -> None:
         self.reader = reader
         self.admit = Admit(job)
-        self.features = [entity_features(job, entity) for entity in job.entities]
-        self.learner = Learner(job)
+        names = [f"features_{name}" for name in entity_step_names(job)]
+        kept = {} if bundle is None else bundle.features
+        named = list(zip(names, job.entities, strict=True))
+        self._begun = {name: _Begun(job, entity, kept[name]) for name, entity in named if name in kept}
+        self.features: list[EntityFeatures | FeatureParts] = [
+            self._begun[name].features if name in self._begun else entity_features(job, entity)
+            for name, entity in named
+        ]
+        self.learner = Learner(job, warm=models_of(job) if bundle is None else bundle.models)
         self.publisher = Publisher(job)
         self._empties = empties_of(job)
+
+    def bundle(self, before: Bundle) -> tuple[Warm, dict[str, list[Part]]]:
+        """The models and the features as they are now, of a run that began with a bundle."""
+        now = {key_text(key): (pickle.dumps(model, 5), count) for key, (model, count) in self.learner.models().items()}
+        return before.models | now, {step: begun.kept() for step, begun in self._begun.items()}
 
     def run(self) -> Iterator[Record]:
         """All records, batch by batch, until the inputs end."""

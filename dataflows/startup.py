@@ -18,11 +18,12 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
+from dataflows.bundle import warm_models
 from dataflows.changes import Change, Description, compare, describe, first_layout, next_layout, unchanged
 from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, openable
 from dataflows.connectors import Stdin
 from dataflows.control import write_whole
-from dataflows.fork import Fork, copy_rows, follow
+from dataflows.fork import Asked, Fork, copy_rows, follow
 from dataflows.job import Job, JobError, Output
 from dataflows.learnstore import roll_back
 from dataflows.order import gap_text
@@ -82,7 +83,10 @@ class Startup:
         if not self._run.job.exists():
             return self._create()
         if self._request.fork is not None:
+            self._refuse_changed_fork()
             self._follow(self._request.fork)
+        else:
+            self._refuse_unfinished_history()
         origin = None if self._request.origin is None else Checkpoints(self._run).find(self._request.origin)
         before = self._before(origin)
         changes = compare(before, self._now, self._reset_steps())
@@ -115,7 +119,8 @@ class Startup:
     # -- a new state
 
     def _create(self) -> Start:
-        if self._has_begun():
+        fork = self._request.fork
+        if fork is None and self._has_begun():  # a fork's directory is its own; killed here, it is made again
             raise RunError(
                 f"{self._run.job} is missing, so it cannot be told whose state {self._run.state} holds. "
                 "Hint: put it back from a copy, or --fresh to start anew"
@@ -124,12 +129,12 @@ class Startup:
             raise RunError(f"--from {self._request.origin}: there is no state in {self._run.state} yet")
         self._refuse_foreign_outputs()
         shutil.rmtree(self._run.groups, ignore_errors=True)  # empty files of a start that was killed here
-        fork = self._request.fork
         if fork is not None and fork.manifest is not None:
             before, start = self._create_at(fork, fork.manifest)
         else:
             before, start = (), Start(layout=first_layout(self._job), job=self._now)
             StateStore.create(self._run.groups, self._settings.groups)
+        self._take_warm_start()
         self._write_branches((*before, start))
         create_recovery(self._run.recovery(start.branch))
         self._run.order_log(start.branch).parent.mkdir(exist_ok=True)
@@ -139,6 +144,12 @@ class Startup:
         # Last: a state directory without it was never begun.
         write_whole(self._run.job, _pretty(self._now), durable=True)
         return start
+
+    def _take_warm_start(self) -> None:
+        """Keep the models that new ones begin as: the file may go, and the run still needs them."""
+        if self._job.warm_start is not None:
+            warm_models(self._job, self._job.warm_start)
+            shutil.copyfile(self._job.warm_start, self._run.warm_start)
 
     def _create_at(self, fork: Fork, manifest: Manifest) -> tuple[tuple[Start, ...], Start]:
         """The state of a checkpoint of another run, and a branch that begins there; and the branches before."""
@@ -166,6 +177,22 @@ class Startup:
             follow(fork, log, branch.batch)
         finally:
             log.close()
+
+    def _refuse_changed_fork(self) -> None:
+        """What a fork began with one job it does not go on with as another."""
+        changes = compare(read_job(self._run), self._now, ())
+        if changes:
+            said = "; ".join(f"{change.step}: {change.text}" for change in changes)
+            raise RunError(f"{self._run.path} was begun with another declaration. {said}. Hint: another directory")
+
+    def _refuse_unfinished_history(self) -> None:
+        """What is history does not go to the outputs of a run that goes on."""
+        asked = None if self._request.outputs_anew else Asked.of(self._run)
+        if asked is not None and asked.history == read_branches(self._run)[-1].branch:
+            raise RunError(
+                f"the history of {asked.source} was not computed to its end in {self._run.path}. "
+                "Hint: `millrace bootstrap` once more, as before"
+            )
 
     def _has_begun(self) -> bool:
         """Whether anything was ever kept here. A start that is killed while it creates the state leaves empty files."""
@@ -326,6 +353,8 @@ class Startup:
         for left in list(self._run.state.glob(f"outbox/*-{start.branch}")):
             shutil.rmtree(left)
         layout = next_layout(start.layout, before, self._job, self._now, self._reset_steps())
+        if start.layout.models != layout.models:
+            self._take_warm_start()
         changed = start.model_copy(update={"layout": layout, "job": self._now})
         self._run.order_log(start.branch).write_bytes(b"")
         self._write_branches((*read_branches(self._run)[:-1], changed))
@@ -350,6 +379,8 @@ class Startup:
         start = self._with_outputs_of_now(start)
         self._check_outputs(start)
         self._settle(branches[-1])
+        if start.layout.models != layout.models:
+            self._take_warm_start()
         self._announce(changes)
         self._say(f"branch {branch} begins at checkpoint {manifest.version}")
         self._keep_outputs(left)
