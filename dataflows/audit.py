@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -17,22 +17,25 @@ from zlib import crc32
 
 import msgspec
 
-from dataflows.checkpoints import Checkpoints
+from dataflows.checkpoints import Checkpoints, Manifest
 from dataflows.connectors.files import Jsonl
 from dataflows.events import EventId, Outcome, Prediction, encode, to_datetime
-from dataflows.job import Job
+from dataflows.job import Job, final_step
 from dataflows.learner import method_of, model_named
 from dataflows.learnlog import ASKED, FAILED, PROTOTYPE
 from dataflows.learnstore import Frame, LearnReader
 from dataflows.likeness import first_difference
 from dataflows.pickles import names_of
 from dataflows.provenance import differences, provenance
-from dataflows.query import PastState
+from dataflows.query import ModelState, PastState
 from dataflows.relearn import (
     END,
     UNKNOWN,
+    Beginning,
+    Broken,
     Passed,
     Place,
+    Reached,
     Relearning,
     Said,
     Segment,
@@ -95,7 +98,8 @@ class Findings:
 
     `asked` were to be made again, `compared` are all that were, those on the way among them; `unknown` are those of
     which the log does not have what was said, `unkept` those that were not asked for because what taught their model
-    is not kept any more. `published` counts records of the outputs, by kind, that were compared too.
+    is not kept any more. `broken` counts how often a model could not go on. `published` counts records of the outputs,
+    by kind, that were compared too.
     """
 
     asked: int = 0
@@ -104,6 +108,7 @@ class Findings:
     compared_equal: int = 0
     unknown: int = 0
     unkept: int = 0
+    broken: int = 0
     relearned: int = 0
     keyframes: int = 0
     keyframes_equal: int = 0
@@ -114,7 +119,7 @@ class Findings:
     wrong: list[Wrong] = field(default_factory=list)
     wrong_in_all: int = 0
     changed: list[str] = field(default_factory=list)
-    outputs: dict[Any, Any] = field(default_factory=dict)
+    outputs: list[tuple[EventId, Any]] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -150,6 +155,9 @@ class Auditor:
         paths = sorted(run.learned.glob("*.sqlite3"))
         if not paths:
             raise StateError(f"{run.learned} holds no learn log. Hint: was the job run with audit=None?")
+        # Before the logs: what it holds is in them.
+        self._manifest = self._newest_checkpoint()
+        self._kinds: dict[int, _Kind] = {}
         allowed = names_of(job)
         self._logs: list[LearnReader] = []
         try:
@@ -175,29 +183,48 @@ class Auditor:
     def remake(self, id: EventId) -> Remade:
         """Make one prediction again. Raises `StateError` where the log does not have it."""
         log, target = self._find(id)
-        [segment] = segments(log, [target])
+        segment = self._segment(log, target, id)
         again = Relearning(log, [segment])
         last: Taught | None = None
         said: Said | None = None
+        broken: Broken | None = None
         for step in again.run():
-            if type(step) is Taught:
+            if isinstance(step, Taught) and step.learned:
                 last = step
-            elif type(step) is Said:
+            elif isinstance(step, Said) and step.place == (target.end[0], target.end[1] - 1):
                 said = step
-        if said is None or said.id != id:
+            elif isinstance(step, Broken):
+                broken = step
+        if broken is not None or said is None or said.version != said.examples:
+            self._refuse_unkept(log, target, id)
+        if broken is not None:
+            raise StateError(f"the learn log {log.path}, batch {Version.of(broken.place[0])}: {broken.text}")
+        if said is None:
             raise StateError(f"the model failed when it was asked {id!r}, then as now: there is no prediction")
-        if segment.frame.key == PROTOTYPE and said.version > said.examples and log.is_cut:
-            raise StateError(
-                f"{id!r} cannot be made again: its model had learned from {said.version:,} examples, of which the "
-                f"learn log keeps {said.examples:,}, and no keyframe of it. Hint: Audit(keep=...) says "
-                "how long"
-            )
         changed = self._changed(log, again.makers)
         return Remade(
-            said.id, Version.of(said.place[0]), said.time, said.features, self._model_name(said.key), said.version,
-            None if said.logged is UNKNOWN else self.shown(said.logged), self.shown(said.output),
+            said.id, Version.of(said.place[0]), said.time, said.features,
+            self._model_name(said.frame, said.key), said.version,
+            None if said.logged is UNKNOWN else self.shown(said.logged, said.frame.begun),
+            self.shown(said.output, said.frame.begun),
             said.equal and said.logged is not UNKNOWN, segment.frame.examples, said.relearned, last, changed,
         )  # fmt: skip
+
+    def _segment(self, log: LearnReader, target: Target, id: EventId) -> Segment:
+        try:
+            [segment] = segments(log, [target])
+        except StateError:
+            self._refuse_unkept(log, target, id)
+            raise
+        return segment
+
+    def _refuse_unkept(self, log: LearnReader, target: Target, id: EventId) -> None:
+        begin = beginnings(log).get((target.begun, target.key))
+        if begin is None or not begin.reaches(target.end):
+            raise StateError(
+                f"{id!r} cannot be made again: what taught its model before is not kept. "
+                "Hint: Audit(keep=...) says how long it is"
+            )
 
     def _find(self, id: EventId) -> tuple[LearnReader, Target]:
         for log in self._logs:
@@ -221,11 +248,14 @@ class Auditor:
         """Make many predictions again and compare all there is to compare: `sample` of them drawn at random, or all."""
         found = Findings()
         published = _Published(self)
-        for log, chosen in zip(self._logs, self._chosen(sample, seed), strict=True):
-            if chosen is not None and not chosen:
-                continue
-            self._check_log(log, chosen, found, published, show)
-        published.compare(found)
+        checkpoint = _Checkpoint(self._job, self._run, self._manifest, self.begun_at(self._manifest))
+        try:
+            for log, chosen in zip(self._logs, self._chosen(sample, seed), strict=True):
+                if chosen is None or chosen:
+                    self._check_log(log, chosen, found, checkpoint, published, show)
+        finally:
+            checkpoint.close()
+        published.compare(found, whole=sample is None and not found.unkept and not found.broken)
         found.changed = list(dict.fromkeys(found.changed))
         return found
 
@@ -245,63 +275,87 @@ class Auditor:
         return chosen
 
     def _check_log(
-        self, log: LearnReader, chosen: set[int] | None, found: Findings, published: _Published,
-        show: Callable[[Findings], None],
+        self, log: LearnReader, chosen: set[int] | None, found: Findings, checkpoint: _Checkpoint,
+        published: _Published, show: Callable[[Findings], None],
     ) -> None:  # fmt: skip
-        checkpoint = _Checkpoint(self._job, self._run, self.lineage)
-        parts, places = self._parts(log, chosen, checkpoint, found)
-        again = Relearning(log, parts)
-        trails: dict[str, _Trail] = {}
+        begin = beginnings(log)
+        self._check_beginning(log, found)
+        parts, places = self._parts(log, chosen, begin, checkpoint, found)
+        again = Relearning(log, parts, checkpoint.version)
+        trails: dict[tuple[int, str], _Trail] = {}
+        relearned = found.relearned
+        published.begin_log()
         for step in again.run():
-            trail = trails.setdefault(step.key, _Trail(found))
+            if isinstance(step, Reached):
+                for key, unlike in checkpoint.compare(again, found):
+                    trails.setdefault((checkpoint.begun, key), _Trail(found)).reached(unlike)
+                continue
+            trail = trails.setdefault((step.frame.begun, step.key), _Trail(found))
             if isinstance(step, Said):
-                found.compared += 1
-                is_asked = places is None or step.place in places
-                found.asked += is_asked
-                if step.logged is UNKNOWN:
-                    found.unknown += is_asked
-                    if is_asked:
-                        found.outputs[step.id] = self.shown(step.output)
-                elif step.equal:
-                    found.compared_equal += 1
-                    found.equal += is_asked
-                trail.said(step)
-                published.said(step)
+                self._said(step, places is None or step.place in places, found)
+                if trail.said(step):
+                    published.said(step)
+                else:
+                    published.leave(step)
                 if found.compared % _STEP == 0:
                     show(found)
             elif isinstance(step, Taught):
-                found.relearned += 1
                 trail.taught(step)
                 published.taught(step)
+            elif isinstance(step, Broken):
+                found.broken += 1
+                trail.broken(step)
             else:
                 found.keyframes += 1
                 found.keyframes_equal += step.difference is None
-                trail.passed(step)
+                if trail.passed(step):
+                    again.adopt(step)
+            found.relearned = relearned + again.relearned
         for trail in trails.values():
             trail.end()
-        self._doubt(log, trails, found)
-        checkpoint.compare(again, found)
+        self._doubt(log, trails.values(), begin, found)
         found.changed += self._changed(log, again.makers)
 
+    def _said(self, said: Said, is_asked: bool, found: Findings) -> None:
+        found.compared += 1
+        found.asked += is_asked
+        if said.logged is UNKNOWN:
+            found.unknown += is_asked and said.equal
+            if is_asked:
+                found.outputs.append((said.id, self.shown(said.output, said.frame.begun)))
+        elif said.equal:
+            found.compared_equal += 1
+            found.equal += is_asked
+
+    def _check_beginning(self, log: LearnReader, found: Findings) -> None:
+        """Where all is kept for ever, the chunk with which the log begins is there."""
+        if self._job.audit is None or self._job.audit.keep is not None:
+            return
+        held = {head.version for head in log.heads}
+        for frame in log.frames():
+            if frame.key == PROTOTYPE and frame.version not in held:
+                found.note(frame.version, None, f"the chunk with which {log.path} begins is not there any more")
+
     def _parts(
-        self, log: LearnReader, chosen: set[int] | None, checkpoint: _Checkpoint, found: Findings
-    ) -> tuple[list[Segment], set[Place] | None]:
+        self, log: LearnReader, chosen: set[int] | None, begin: dict[tuple[int, str], Beginning],
+        checkpoint: _Checkpoint, found: Findings,
+    ) -> tuple[list[Segment], set[Place] | None]:  # fmt: skip
         """What has to be carried out again; and which questions were chosen (None: all)."""
-        begin, before = beginnings(log) if chosen is None or log.is_cut else ({}, 0)
         if chosen is None:
-            checkpoint.note_keys({key for _, key in begin})
-            found.unkept += before
-            return [Segment(key, frame, END) for (_, key), frame in begin.items() if frame is not None], None
+            found.unkept += sum(each.before for each in begin.values())
+            return [Segment(key, each.frame, END) for (_, key), each in begin.items() if each.frame is not None], None
         targets = []
         for target in self._chosen_targets(log, chosen):
-            first = begin.get((target.begun, target.key))
-            if begin and (first is None or target.end <= (first.version, first.place)):
-                found.unkept += 1
-            else:
+            if begin[target.begun, target.key].reaches(target.end):
                 targets.append(target)
-        checkpoint.note_keys({target.key for target in targets})
+            else:
+                found.unkept += 1
         places = {(target.end[0], target.end[1] - 1) for target in targets}
-        return segments(log, targets + checkpoint.targets(), to_keyframes=True), places
+        models = {(target.begun, target.key) for target in targets}
+        targets += [
+            target for target in checkpoint.targets(models) if begin[target.begun, target.key].reaches(target.end)
+        ]
+        return segments(log, targets, to_keyframes=True), places
 
     def _chosen_targets(self, log: LearnReader, chosen: set[int]) -> Iterator[Target]:
         before = 0
@@ -316,57 +370,108 @@ class Auditor:
                 if entries[place][-1] != FAILED:
                     yield Target((head.version, place + 1), key_text(entries[place][2]), head.begun)
 
-    def _doubt(self, log: LearnReader, trails: dict[str, _Trail], found: Findings) -> None:
+    def _doubt(
+        self, log: LearnReader, trails: Iterable[_Trail], begin: dict[tuple[int, str], Beginning], found: Findings
+    ) -> None:
         """Where a part was wrong from its keyframe on, that may be wrong: make it again from the one before."""
-        doubted = {frame for trail in trails.values() for frame in trail.doubted - trail.seen}
+        doubted = {frame for trail in trails for frame in trail.doubted - trail.seen}
         for frame in sorted(doubted):
-            if frame.key == PROTOTYPE:
+            end = (frame.version, frame.place)
+            beginning = begin.get((frame.begun, frame.key))
+            if frame.key == PROTOTYPE or beginning is None or not beginning.reaches(end):
                 continue
-            before = segments(log, [Target((frame.version, frame.place), frame.key, frame.begun)], to_keyframes=True)
+            before = segments(log, [Target(end, frame.key, frame.begun)], to_keyframes=True)
             for step in Relearning(log, before).run():
-                if type(step) is Passed and step.frame == frame and step.difference is not None:
+                if isinstance(step, Passed) and step.frame == frame and step.difference is not None:
                     found.note(frame.version, None, _of_keyframe(step))
 
     # -- for both
 
-    def shown(self, output: Any) -> Any:
+    def shown(self, output: Any, begun: int) -> Any:
         """What a model said as records have it: of two classes the probability of True."""
-        if self._job.binary and method_of(self._job.model)[1] and isinstance(output, dict):
+        if isinstance(output, dict) and self._kind(begun).shows_probability:
             return output.get(True, 0.0)
         return output
 
-    def _model_name(self, key: str) -> str:
-        return model_named(self._job.model_name, self._job.per, key_of(key))
+    def _model_name(self, frame: Frame, key: str) -> str:
+        kind = self._kind(frame.begun)
+        return model_named(kind.name, kind.per, key_of(key))
+
+    def _kind(self, begun: int) -> _Kind:
+        """What the models were when they were begun so often: the job may declare others now."""
+        if begun not in self._kinds:
+            model, per = self._job.model, self._job.per
+            for log in self._logs:
+                for frame in log.frames():
+                    if frame.key == PROTOTYPE and frame.begun == begun:
+                        model = log.model(frame)
+            on_the_way = {number >> 40 for _, number in self.lineage.ranges}
+            for start in read_branches(self._run):
+                if start.branch in on_the_way and start.layout.models == begun and start.job:
+                    per = tuple(start.job["steps"]["learner"]["per"]) or None
+            shows = self._job.binary and method_of(model)[1]
+            self._kinds[begun] = _Kind(type(final_step(model)).__name__, per, shows)
+        return self._kinds[begun]
 
     def prediction(self, said: Said) -> Prediction:
         """The record of a prediction that was made again."""
-        name, at = self._model_name(said.key), to_datetime(said.time)
-        return Prediction(said.id, at, said.features, self.shown(said.output), name, said.examples, said.late)
+        name, at = self._model_name(said.frame, said.key), to_datetime(said.time)
+        output = self.shown(said.output, said.frame.begun)
+        return Prediction(said.id, at, said.features, output, name, said.examples, said.late)
 
-    def outcome(self, said: tuple[int, Any, int], taught: Taught) -> Outcome:
-        """The record of an outcome: when it was asked, what was said after how many examples; and what was learned."""
-        time, output, version = said
+    def outcome(self, said: Asked, taught: Taught) -> Outcome:
+        """The record of an outcome: what was said, and what was learned."""
         return Outcome(
-            taught.id, to_datetime(time), self.shown(output), taught.label, to_datetime(taught.moment),
-            self._model_name(taught.key), version, taught.examples, taught.assumed,
+            taught.id, to_datetime(said.time), said.shown, taught.label, to_datetime(taught.moment),
+            self._model_name(taught.frame, taught.key), said.examples, taught.examples, taught.assumed,
         )  # fmt: skip
 
     def published(self) -> Iterator[tuple[str, Path]]:
-        """The outputs that are files, by kind of record."""
+        """The outputs that are files, by kind of record; those of a branch that was left are kept aside."""
         for kind, sink in output_sinks(self._job, self._run.path).items():
-            if isinstance(sink, Jsonl) and sink.path.exists() and kind in ("predictions", "outcomes"):
-                yield kind, sink.path
+            if isinstance(sink, Jsonl) and kind in ("predictions", "outcomes"):
+                aside = self._run.aside(self._branch.branch) / f"{kind}.jsonl"
+                path = sink.path if self.is_newest else aside
+                if path.exists():
+                    yield kind, path
 
     @property
     def is_newest(self) -> bool:
         """Whether the outputs are those of this branch."""
         return self._branch.branch == read_branches(self._run)[-1].branch
 
+    def _newest_checkpoint(self) -> Manifest | None:
+        if not self._run.groups.exists():
+            return None
+        fitting = [m for m in Checkpoints(self._run).all() if self.lineage.holds(m.version.number)]
+        return fitting[-1] if fitting else None
+
+    def begun_at(self, manifest: Manifest | None) -> int:
+        """How often the models had been begun at a checkpoint."""
+        layouts = {start.branch: start.layout for start in read_branches(self._run)}
+        return 1 if manifest is None else layouts[manifest.branch].models
+
     def _changed(self, log: LearnReader, makers: set[int]) -> list[str]:
         found: dict[str, None] = {}
         for maker in sorted(makers):
             found |= dict.fromkeys(differences(log.makers.get(maker, {}), self._now))
         return list(found)
+
+
+class _Kind(NamedTuple):
+    """What the models are: their name, what there is one for each of, and whether records show a probability."""
+
+    name: str
+    per: tuple[str, ...] | None
+    shows_probability: bool
+
+
+class Asked(NamedTuple):
+    """What is needed of a question until its outcome comes."""
+
+    time: int
+    shown: Any
+    examples: int
 
 
 def _branch(run: RunDirectory, number: int | None) -> Start:
@@ -384,66 +489,175 @@ def _of_keyframe(step: Passed) -> str:
 
 
 class _Trail:
-    """Follows one model along its log, to say where things began to be wrong."""
+    """Follows one model along its log, to say where things began to be wrong.
+
+    A prediction that differs may have been changed itself, or its model was taught otherwise before. Which of them, the
+    next keyframe tells: where the model is right there, nothing that it learned was changed. Where it is not, one goes
+    on from that keyframe, so that one change does not hide the next.
+    """
 
     def __init__(self, found: Findings) -> None:
         self._found = found
-        self._equal: Said | None = None  # the last one that was
-        self._wrong: Said | None = None  # the one before was wrong, and it is not clear yet why
-        self._is_wrong = False
-        self._suspects: list[Taught] = []
-        self._learned = 0
+        self._part: Frame | None = None
         self.doubted: set[Frame] = set()
         self.seen: set[Frame] = set()
+        self._begin("the keyframe")
 
-    def said(self, said: Said) -> None:
-        """Take a prediction that was made again."""
+    def _begin(self, anchor: str) -> None:
+        """Everything is right up to here."""
+        self._anchor = anchor
+        self._equal: Said | None = None  # the last one that was
+        self._recent: list[EventId] = []  # what was learned since
+        self._learned = 0
+        self._since_anchor = 0
+        self._wrong: list[Said] = []
+        self._wrongs = 0
+        self._rights = 0  # after the first wrong one, before that was learned from
+        self._own = False  # the first wrong one was learned from
+        self._odd: Passed | None = None  # a keyframe that differs, and it is not clear yet why
+        self._odd_before: tuple[Said | None, list[EventId], int] | None = None
+        self._is_told = False  # from here to the next keyframe nothing new can be said
+
+    def said(self, said: Said) -> bool:
+        """Take a prediction that was made again; whether its record is what is to be expected in the outputs."""
+        self._enter(said.frame)
         if said.equal:
-            if self._wrong is not None:
-                self._explain(self._wrong, alone=True)
-            self._wrong, self._is_wrong, self._equal = None, False, said
-            self._suspects, self._learned = [], 0
-        elif self._wrong is not None:
-            self._explain(self._wrong, alone=False)
-            self._wrong = None
-        elif not self._is_wrong:
-            self._wrong, self._is_wrong = said, True
-            if self._equal is None or self._equal.frame != said.frame:
-                self.doubted.add(said.frame)
+            if self._wrong:
+                self._rights += not self._own
+            else:
+                self._equal, self._recent, self._learned = said, [], 0
+                if said.learned:
+                    self._learn(said.id)
+            return True
+        if not self._wrong and self._equal is None:
+            self.doubted.add(said.frame)
+        self._own = self._own or (said.learned and not self._wrong)
+        self._wrongs += 1
+        if len(self._wrong) < FINDINGS:
+            self._wrong.append(said)
+        return False
 
     def taught(self, taught: Taught) -> None:
         """Take an example that was learned again."""
-        if not self._is_wrong:
-            self._learned += 1
-            if len(self._suspects) < SUSPECTS:
-                self._suspects.append(taught)
+        self._enter(taught.frame)
+        if not taught.learned:
+            return
+        if self._wrong:
+            self._own = self._own or taught.number == self._wrong[0].number
+        else:
+            self._learn(taught.id)
 
-    def passed(self, passed: Passed) -> None:
-        """Take a keyframe that was compared."""
+    def _learn(self, id: EventId) -> None:
+        self._learned += 1
+        self._since_anchor += 1
+        if len(self._recent) < SUSPECTS:
+            self._recent.append(id)
+
+    def passed(self, passed: Passed) -> bool:
+        """Take a keyframe that was compared; whether to go on from it."""
         self.seen.add(passed.frame)
-        if passed.difference is not None and not self._is_wrong:
-            self._found.note(passed.frame.version, None, _of_keyframe(passed))
+        anchor = f"the keyframe of {passed.frame.examples:,}"
+        if passed.difference is None:
+            self._model_is_right(anchor)
+            self._begin(anchor)
+            return False
+        if self._is_told or self._wrong or self._odd is not None:
+            if not self._is_told:
+                self._explain(is_right=False)
+            self._begin(anchor)
+            return True
+        self._odd = passed
+        self._odd_before = (self._equal, self._recent, self._learned)
+        return False
+
+    def reached(self, unlike: str | None) -> None:
+        """Take the comparison with the checkpoint's model."""
+        if unlike is None:
+            self._model_is_right("the checkpoint")
+            self._begin("the checkpoint")
+        elif self._wrong or self._odd is not None:
+            self._explain(is_right=False)
+            self._is_told = True
+
+    def broken(self, broken: Broken) -> None:
+        """Take that the model cannot go on."""
+        self.end()
+        self._found.note(broken.place[0], broken.id, f"the model cannot go on as it did then: {broken.text}")
+        self._begin("the keyframe")
 
     def end(self) -> None:
-        """Nothing more comes."""
-        if self._wrong is not None:
-            self._explain(self._wrong, alone=None)
+        """Nothing more comes of this part."""
+        if not self._is_told:
+            self._explain(is_right=None)
 
-    def _explain(self, said: Said, alone: bool | None) -> None:
-        text = _unlike(said)
-        if alone:
-            text += "; those after it are right, so it is its own score, or its own features, that were changed"
-        elif alone is False or self._learned:
-            text += f"; {self._since()}"
-        self._found.note(said.place[0], said.id, text)
+    def _enter(self, frame: Frame) -> None:
+        """A part that begins at this keyframe."""
+        if self._part != frame:
+            if self._part is not None:
+                self.end()
+            self._part = frame
+            self._begin(f"the keyframe of {frame.examples:,}")
 
-    def _since(self) -> str:
-        since = "the keyframe" if self._equal is None else f"{self._equal.id!r}, which is right,"
-        if not self._learned:
-            return f"nothing was learned since {since}, so the model itself was changed, or the code that it runs"
-        named = ", ".join(repr(taught.id) for taught in self._suspects)
-        more = f" and {self._learned - len(self._suspects):,} more" if self._learned > len(self._suspects) else ""
-        return f"since {since} the model learned {named}{more}: the label or the features of one of these were changed"
+    def _model_is_right(self, where: str) -> None:
+        """What was wrong before a place where the model is right was changed itself."""
+        if self._odd is not None:
+            text = "; what comes after it is right without it, so the keyframe itself was changed"
+            self._found.note(self._odd.frame.version, None, _of_keyframe(self._odd) + text)
+        for said in self._wrong:
+            text = f"; the model is right in {where} after it, so its own score was changed"
+            if not self._own:
+                text += ", or its own features"
+            self._found.note(said.place[0], said.id, _unlike(said) + text)
+
+    def _explain(self, is_right: bool | None) -> None:
+        """Say what began to differ; `is_right`: whether the model is right afterwards, None where nobody knows."""
+        if self._odd is not None:
+            equal, recent, learned = self._odd_before or (None, [], 0)
+            text = f"{_of_keyframe(self._odd)}; {self._suspected(equal, recent, learned, 'the keyframe itself')}"
+            self._found.note(self._odd.frame.version, None, text)
+            if is_right is False:
+                return
+        if not self._wrong:
+            return
+        first = self._wrong[0]
+        text = _unlike(first)
+        if first.version != first.examples:
+            text += f", after {self._since(self._equal)}"
+        elif self._rights and is_right is None and not self._own:
+            text += "; those after it are right, so it is its own score that was changed, or its own features"
+        elif self._rights and self._own:
+            text += f"; those next to it are right, so its own features were changed{self._elsewhere()}"
+        else:
+            own = "its own features" if self._own else "its own score or features" if is_right is None else ""
+            text += f"; {self._suspected(self._equal, self._recent, self._learned, own)}"
+        if self._wrongs > 1:
+            text += f"; up to the next keyframe {self._wrongs:,} differ"
+        self._found.note(first.place[0], first.id, text)
+
+    def _suspected(self, equal: Said | None, recent: list[EventId], learned: int, own: str) -> str:
+        since = self._since(equal)
+        if not learned:
+            own = "its own features were changed" if equal is not None else "the model itself was changed, or its code"
+            return f"nothing was learned since {since}, so {own}{self._elsewhere()}"
+        named = ", ".join(map(repr, recent))
+        more = f" and {learned - len(recent):,} more" if learned > len(recent) else ""
+        own = f", or {own}" if own else ""
+        return (
+            f"since {since} the model learned {named}{more}: the label or the features of one of these{own} were "
+            f"changed{self._elsewhere(learned)}"
+        )
+
+    def _since(self, equal: Said | None) -> str:
+        return self._anchor if equal is None else f"{equal.id!r}, which is right"
+
+    def _elsewhere(self, named: int = 0) -> str:
+        """A tree may show much later what it was taught."""
+        if self._since_anchor <= named:
+            return ""
+        return (
+            f", or one of {self._since_anchor:,} learned since {self._anchor}, if the model does not show at once what "
+            "it learns"
+        )
 
 
 def _unlike(said: Said) -> str:
@@ -458,48 +672,71 @@ def _unlike(said: Said) -> str:
 class _Checkpoint:
     """The models of the newest checkpoint, to be compared with those that were learned again."""
 
-    def __init__(self, job: Job, run: RunDirectory, lineage: Lineage) -> None:
-        self._job, self._run = job, run
-        fitting = [m for m in Checkpoints(run).all() if lineage.holds(m.version.number)] if run.groups.exists() else []
-        self._manifest = fitting[-1] if fitting else None
-        self._begun = 1
-        if self._manifest is not None:
-            layouts = {start.branch: start.layout for start in read_branches(run)}
-            self._begun = layouts[self._manifest.branch].models
-        self._keys: set[str] = set()
+    def __init__(self, job: Job, run: RunDirectory, manifest: Manifest | None, begun: int) -> None:
+        self.begun = begun
+        self._past: PastState | None = None
+        self._fault: str | None = None
+        self._kept: dict[str, ModelState] | None = None
+        if manifest is not None:
+            try:
+                self._past = PastState(job, run, manifest)
+            except StateError as error:
+                # A run that goes on drops what is old: then there is nothing to compare.
+                if manifest.version in {m.version for m in Checkpoints(run).all()}:
+                    self._fault = str(error)
+        self._version = None if manifest is None else manifest.version
 
-    def note_keys(self, keys: set[str]) -> None:
-        """Of which models to compare."""
-        self._keys = keys
+    def close(self) -> None:
+        """Give the state up."""
+        if self._past is not None:
+            self._past.close()
 
-    def targets(self) -> list[Target]:
+    @property
+    def version(self) -> int | None:
+        """The version, as a number, up to which models have to be learned again; None: there is none to compare."""
+        return None if self._version is None else self._version.number
+
+    def targets(self, models: set[tuple[int, str]]) -> list[Target]:
         """How far these models have to be learned again."""
-        if self._manifest is None:
+        if self._version is None:
             return []
-        return [Target((self._manifest.version.number + 1, 0), key, self._begun) for key in sorted(self._keys)]
+        end = (self._version.number + 1, 0)
+        return [Target(end, key, begun) for begun, key in sorted(models) if begun == self.begun]
 
-    def compare(self, again: Relearning, found: Findings) -> None:
-        """Compare what the state store holds."""
-        if self._manifest is None or not self._keys:
+    def compare(self, again: Relearning, found: Findings) -> Iterator[tuple[str, str | None]]:
+        """Compare what the state store holds: keys of models, and where they differ."""
+        kept = self._models(found)
+        if kept is None or self._version is None:
             return
-        found.checkpoint = str(self._manifest.version)
-        past = PastState(self._job, self._run, self._manifest)
-        try:
-            kept = {key_text(key): state for key, state in past.models().items()}
-        finally:
-            past.close()
-        for key, (model, examples) in again.models(self._begun).items():
+        found.checkpoint = str(self._version)
+        for key, (model, examples, is_used) in again.models(self.begun).items():
             state = kept.get(key)
-            if state is None:
+            if state is None and not is_used:
                 continue
-            unlike = first_difference(model, state.model, "model")
-            if examples != state.version:
+            if state is None:
+                unlike: str | None = "it is not there"
+            elif examples != state.version:
                 unlike = f"it has learned {state.version:,} examples, and {examples:,} were found"
+            else:
+                unlike = first_difference(model, state.model, "model")
             found.models += 1
             found.models_equal += unlike is None
             if unlike is not None:
-                text = f"the model of checkpoint {self._manifest.version} is not what was learned: {unlike}"
-                found.note(self._manifest.version.number, None, text)
+                of = "" if key == "null" else f" of {key_of(key)!r}"
+                text = f"the model{of} in checkpoint {self._version} is not what was learned: {unlike}"
+                found.note(self._version.number, None, text)
+            yield key, unlike
+
+    def _models(self, found: Findings) -> dict[str, ModelState] | None:
+        if self._kept is None and self._past is not None:
+            try:
+                self._kept = {key_text(key): state for key, state in self._past.models().items()}
+            except StateError as error:
+                self._fault, self._past = str(error), None
+        if self._fault is not None and self._version is not None:
+            found.note(self._version.number, None, self._fault)
+            self._fault = None
+        return self._kept
 
 
 class _Line(msgspec.Struct):
@@ -508,50 +745,109 @@ class _Line(msgspec.Struct):
     id: Any
 
 
+_LEFT = -1
+"""In place of a record's checksum: it is known, and was not compared."""
+
+
 class _Published:
     """Compares what was made again with what the outputs hold, line by line."""
 
     def __init__(self, auditor: Auditor) -> None:
         self._auditor = auditor
-        self._files = dict(auditor.published()) if auditor.is_newest else {}
-        self._lines: dict[str, dict[Any, int]] = {kind: {} for kind in self._files}
-        self._said: dict[int, tuple[int, Any, int]] = {}
+        self._files = dict(auditor.published())
+        # By kind and id: the checksums of records, with their places in the log's order in the bits above.
+        self._lines: dict[str, dict[EventId, list[int]]] = {kind: {} for kind in self._files}
+        self._open: dict[int, Asked] = {}
+        self._count = 0
+        self._logs: list[int] = []
+        self._is_full = False
+
+    def begin_log(self) -> None:
+        """What comes is of another log."""
+        self._logs.append(self._count)
+        self._open.clear()
 
     def said(self, said: Said) -> None:
         """Take a prediction that was made again."""
-        if "outcomes" in self._files:
-            self._said[said.number] = (said.time, said.output, said.examples)
         self._expect("predictions", said.id, self._auditor.prediction, said)
+        if "outcomes" in self._files:
+            self._open[said.number] = Asked(
+                said.time, self._auditor.shown(said.output, said.frame.begun), said.examples
+            )
+            if len(self._open) > PUBLISHED:  # many are never answered
+                del self._open[next(iter(self._open))]
+
+    def leave(self, said: Said) -> None:
+        """Take one that is not to be compared."""
+        if "predictions" in self._lines:
+            self._lines["predictions"].setdefault(said.id, []).append(_LEFT)
 
     def taught(self, taught: Taught) -> None:
-        """Take an example that was learned again."""
-        said = self._said.pop(taught.number, None)
+        """Take an outcome."""
+        said = self._open.pop(taught.number, None)
         if said is not None:
             self._expect("outcomes", taught.id, self._auditor.outcome, said, taught)
 
     def _expect(self, kind: str, id: EventId, record: Callable[..., Any], *of: Any) -> None:
         lines = self._lines.get(kind)
-        if lines is not None and len(lines) < PUBLISHED:
-            lines[id] = crc32(encode(record(*of)))
+        if lines is None:
+            return
+        if len(lines) >= PUBLISHED:
+            self._is_full = True
+            return
+        lines.setdefault(id, []).append(self._count << 32 | crc32(encode(record(*of))))
+        self._count += 1
 
-    def compare(self, found: Findings) -> None:
-        """Read the outputs."""
-        decoder = msgspec.json.Decoder(_Line)
+    def compare(self, found: Findings, whole: bool) -> None:
+        """Read the outputs; `whole`: every prediction was made again."""
         for kind, path in self._files.items():
-            expected = self._lines[kind]
-            count = 0
-            with path.open("rb") as lines:
-                for row, line in enumerate(lines, 1):
-                    if not line.endswith(b"\n"):
-                        break
-                    try:
-                        id = decoder.decode(line).id
-                    except msgspec.DecodeError:
-                        found.note(0, None, f"{path}:{row} is no record")
-                        continue
-                    wanted = expected.pop(id, None)
-                    if wanted is not None:
-                        count += 1
-                        if wanted != crc32(line):
-                            found.note(0, id, f"{path}:{row} is not what was said, when it is made again")
-            found.published[kind] = count
+            self._compare(kind, path, found, whole and kind == "predictions" and not self._is_full)
+
+    def _compare(self, kind: str, path: Path, found: Findings, whole: bool) -> None:
+        expected = self._lines[kind]
+        matched: list[int] = []
+        strange: list[tuple[int, Any]] = []  # lines that nothing was made again of, since the last one that was
+        decoder = msgspec.json.Decoder(_Line)
+        wrong: set[Any] = set()
+        with path.open("rb") as lines:
+            for row, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    id = decoder.decode(line).id
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    found.note(0, None, f"{path}:{row} is no record")
+                    continue
+                wanted = expected.get(id) if type(id) in (int, str) else None
+                if wanted is None:
+                    if matched and len(strange) < FINDINGS:
+                        strange.append((row, id))
+                    continue
+                crc = crc32(line)
+                place = next((i for i, each in enumerate(wanted) if each & 0xFFFFFFFF == crc and each >= 0), None)
+                if place is not None:
+                    matched.append(wanted.pop(place) >> 32)
+                    if whole:
+                        for other, of in strange:
+                            found.note(0, of, f"{path}:{other} is of a prediction that the learn log does not have")
+                    strange = []
+                elif any(each != _LEFT for each in wanted) or not wanted:
+                    wrong.add(id)
+                    found.note(0, id, f"{path}:{row} is not what was said, when it is made again")
+        found.published[kind] = len(matched) + len(wrong)
+        self._find_missing(path, expected, matched, wrong, found)
+
+    def _find_missing(
+        self, path: Path, expected: dict[EventId, list[int]], matched: list[int], wrong: set[Any], found: Findings
+    ) -> None:
+        """Records that are not there, between others of the same log that are."""
+        ends: dict[int, tuple[int, int]] = {}
+        for place in matched:
+            log = bisect_right(self._logs, place)
+            low, high = ends.get(log, (place, place))
+            ends[log] = (min(low, place), max(high, place))
+        for id, left in expected.items():
+            for each in left:
+                low, high = ends.get(bisect_right(self._logs, each >> 32), (0, 0))
+                if each != _LEFT and id not in wrong and low < each >> 32 < high:
+                    found.note(0, id, f"{path} does not have it between the others")

@@ -379,7 +379,7 @@ def _summary(console: Console, job: Job, status: dict[str, Any], seconds: float,
         console.print("stopped with a checkpoint; run again to go on")
 
 
-_REPEATING = {"audit", "bootstrap", "dataset", "models", "replay", "score", "state"}
+_REPEATING = {"audit", "dataset", "models", "score", "state"}
 """Commands that carry out again in this process what workers did."""
 
 

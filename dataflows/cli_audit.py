@@ -102,7 +102,7 @@ def _plain(found: Remade) -> dict[str, Any]:
 def _many(auditor: Auditor, sample: int | None, seed: int, as_json: bool) -> bool:
     with errors.status("reading the learn log") as status:
         found = auditor.check(sample, seed, lambda now: status.update(_progress(now)))
-    if not found.asked:
+    if not found.asked and not found.unkept and not found.wrong_in_all:
         raise StateError("the learn log holds no prediction yet")
     if as_json:
         typer.echo(encode(_summary(found)), nl=False)
@@ -145,7 +145,7 @@ def _progress(found: Findings) -> str:
 def _summary(found: Findings) -> dict[str, Any]:
     wrong = [{"batch": str(w.batch) if w.batch.branch else None, "id": w.id, "what": w.text} for w in found.wrong]
     plain = {name: getattr(found, name) for name in found.__dataclass_fields__ if name not in ("wrong", "outputs")}
-    outputs = [{"id": id, "output": output} for id, output in found.outputs.items()]
+    outputs = [{"id": id, "output": output} for id, output in found.outputs]
     return plain | {"passed": found.passed, "wrong": wrong} | ({"outputs": outputs} if outputs else {})
 
 

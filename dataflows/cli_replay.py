@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 
 from dataflows.cli_state import Brokers, Data, Directory, JobArgument, Labels, name_brokers, run_of
-from dataflows.fork import Fork, renames
+from dataflows.fork import Asked, Fork, renames
 from dataflows.history import Place, chain, find, last_batch
 from dataflows.job import Job, JobError
 from dataflows.order import ReadMode
 from dataflows.progress import Progress
 from dataflows.runtime import Launcher, load_job, lock_state, with_inputs, with_outputs
-from dataflows.settings import RunDirectory, Settings, Start, read_branches
+from dataflows.settings import RunDirectory, Settings, Start, output_sinks, read_branches
 from dataflows.startup import Request, RunError, Startup, read_job
 
 out = Console()
@@ -53,37 +53,62 @@ def replay(
     Interrupted, the same command goes on.
     """
     name_brokers(kafka)
-    declared = load_job(job)
-    run = run_of(declared, directory)
-    again = with_inputs(load_job(other) if other is not None else declared, data, labels)
+    # First: what it writes names the classes of its module, which another of the same name would have taken.
+    again = with_inputs(load_job(other or job), data, labels)
+    declared = again if other is None and data is None and labels is None else load_job(job)
+    run, target = run_of(declared, directory), RunDirectory(output)
     if output.resolve() == run.path.resolve():
         raise JobError(f"--output {output} is the run itself. Hint: another directory")
-    begin = find(run, origin)
-    branch, last = _way(declared, run, begin, until)
-    quiet = 0 if origin == "start" else last_batch(declared, run, begin)
-    if last is not None and last < quiet:
-        raise JobError(f"--until {until} (batch {last}) lies before --from {origin} (batch {quiet})")
-    log = chain(run, branch, last)
-    manifest = begin.manifest if begin.manifest.batch else None
-    fork = Fork(run, log, manifest, renames(log, again))
-    regroup = _regroups(run, again)
-    status = _launch(
-        other or job, again, RunDirectory(output), fork, output, workers, quiet, regroup, reset, (data, labels)
-    )
+    asked, begin = _asked(declared, run, target, Asked(source=_name(run), job=other or job, origin=origin, until=until))
+    branch = next(start for start in read_branches(run) if start.branch == asked.branch)
+    log = chain(run, branch, asked.last)
+    manifest = begin.manifest if begin is not None and begin.manifest.batch else None
+    changed = other is not None or data is not None or labels is not None
+    first = read_branches(target)[-1].batch if begin is None else begin.manifest.batch
+    fork = Fork(run, log, manifest, renames(log, again, first, manifest), changed or _regroups(run, branch, again))
+    status = _launch(other or job, again, target, fork, asked, output, workers, reset, (data, labels))
     counts = status.get("counts", {})
     said = ", ".join(f"{counts.get(kind, 0):,} {kind}" for kind in ("predictions", "outcomes", "rejects"))
     out.print(f"{said}, made again in {output}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _way(job: Job, run: RunDirectory, begin: Place, until: str) -> tuple[Start, int | None]:
-    """The branch to follow, and its last batch; None: all there are."""
-    if until != "end":
-        end = find(run, until)
-        if not _leads(begin, end.branch):
-            raise JobError(f"--until {until} is on branch {end.branch.branch}, which does not go through --from")
-        return end.branch, last_batch(job, run, end)
+def _name(run: RunDirectory) -> str:
+    return str(run.path.resolve())
+
+
+def _asked(job: Job, run: RunDirectory, target: RunDirectory, asked: Asked) -> tuple[Asked, Place | None]:
+    """What a replay is to do, and where it begins; None where it has begun: then it goes on with what it was to do."""
+    before = Asked.of(target)
+    if before is not None:
+        given = {"source", "job", "origin", "until"}
+        if asked.model_dump(include=given) != before.model_dump(include=given):
+            raise JobError(
+                f"{target.path} was begun with {before.job} over {before.source} --from {before.origin} --until "
+                f"{before.until}. Hint: the same once more, or another --output"
+            )
+        if target.job.exists():
+            return before, None
+    begin, branch, last = _way(job, run, asked.origin, asked.until)
+    quiet = 0 if asked.origin == "start" else last_batch(job, run, begin)
+    if last is not None and last < quiet:
+        raise JobError(f"--until {asked.until} (batch {last}) lies before --from {asked.origin} (batch {quiet})")
+    return asked.model_copy(update={"branch": branch.branch, "last": last, "quiet": quiet}), begin
+
+
+def _way(job: Job, run: RunDirectory, origin: str, until: str) -> tuple[Place, Start, int | None]:
+    """Where to begin, the branch to follow, and its last batch; None: all there are."""
+    begin = find(run, origin)
+    end = None if until == "end" else find(run, until)
+    if end is not None and end.moment is None and begin.moment is not None:
+        begin = find(run, origin, end.branch)  # a time says nothing of branches, a batch does
     branches = [branch for branch in reversed(read_branches(run)) if _leads(begin, branch)]
-    return branches[0], None
+    if end is None:
+        return begin, branches[0], None
+    if end.moment is not None:
+        end = find(run, until, branches[0])
+    if not _leads(begin, end.branch):
+        raise JobError(f"--until {until} is on branch {end.branch.branch}, which does not go through --from {origin}")
+    return begin, end.branch, last_batch(job, run, end)
 
 
 def _leads(begin: Place, branch: Start) -> bool:
@@ -97,17 +122,18 @@ def _leads(begin: Place, branch: Start) -> bool:
 
 
 def _launch(
-    reference: str, job: Job, target: RunDirectory, fork: Fork, outputs: Path, workers: int, quiet: int, regroup: bool,
+    reference: str, job: Job, target: RunDirectory, fork: Fork, asked: Asked, outputs: Path, workers: int,
     reset: list[str] | None, inputs: tuple[str | None, str | None],
 ) -> dict[str, Any]:  # fmt: skip
     """Run a fork to the end of its order log; the last status."""
-    if target.path.exists() and any(target.path.iterdir()) and not target.job.exists():
+    if target.path.exists() and any(target.path.iterdir()) and Asked.of(target) is None:
         raise JobError(f"{target.path} is not empty. Hint: another directory")
+    asked.keep(target)
     settings = Settings(
         directory=target.path,
         groups=int(read_job(target if target.job.exists() else fork.source)["groups"]),
-        read=ReadMode(logged=True, regroup=regroup),
-        quiet=quiet,
+        read=ReadMode(logged=True),
+        quiet=asked.quiet,
     )
     request = Request(fork=fork, reset=tuple(reset or ()))
     redirected = with_outputs(job, str(outputs))
@@ -149,15 +175,23 @@ def bootstrap(
         raise RunError(f"{source} holds no run. Hint: the directory that `millrace run` wrote to")
     if source.resolve() == directory.resolve():
         raise JobError("--directory is the run itself. Hint: the new job needs a directory of its own")
-    if target.job.exists() and not (target.path / "history").exists():
+    before = Asked.of(target)
+    if target.job.exists() and (before is None or before.job != _BOOTSTRAP):
         raise RunError(f"{directory} holds a run that was not bootstrapped. Hint: another --directory")
+    if before is not None and before.source != _name(run):
+        raise RunError(f"{directory} was bootstrapped from {before.source}. Hint: another --directory")
+    _refuse_taken_outputs(declared, target)
     started = wall.monotonic()
-    log = chain(run, read_branches(run)[-1])
-    fork = Fork(run, log, None, renames(log, declared))
+    newest = read_branches(run)[-1]
+    log = chain(run, newest)
+    # The job is another one: what it makes of the records may be ready sooner or later, and more or less.
+    fork = Fork(run, log, None, renames(log, declared), regroup=True)
     branch = read_branches(target)[-1].branch if target.job.exists() else 1
     history = target.path / "history" / str(branch)
-    status = _launch(job, declared, target, fork, history, workers, 0, _regroups(run, declared), None, (data, labels))
+    asked = Asked(source=_name(run), job=_BOOTSTRAP, branch=newest.branch, history=branch)
+    status = _launch(job, declared, target, fork, asked, history, workers, None, (data, labels))
     _hand_over(declared, target)
+    asked.model_copy(update={"history": None}).keep(target)
     out.print(
         f"{status.get('questions', 0):,} events in {wall.monotonic() - started:.1f} s; their records are in {history}. "
         f"`millrace run {job} --directory {directory}` goes on from here",
@@ -165,10 +199,25 @@ def bootstrap(
     )  # fmt: skip
 
 
-def _regroups(run: RunDirectory, job: Job) -> bool:
-    """Whether a job holds events back otherwise than the one of a run."""
-    read = read_job(run)["steps"]["read"]
-    return bool(read != {"order": job.time.order, "lateness": job.time.lateness})
+_BOOTSTRAP = "(bootstrap)"
+"""In place of the job of a replay."""
+
+
+def _refuse_taken_outputs(job: Job, target: RunDirectory) -> None:
+    """The outputs that are the job's own once it goes on alone begin empty: what lies there is another run's."""
+    for kind, sink in output_sinks(job, target.path).items():
+        if sink.size():
+            raise RunError(
+                f"{sink.where()} is not empty, and the new job's {kind} are to begin there. "
+                "Hint: declare another place for them; a run that has gone on by itself cannot be bootstrapped again"
+            )
+
+
+def _regroups(run: RunDirectory, branch: Start, job: Job) -> bool:
+    """Whether any part of the way to a branch was made by a job that held events back otherwise."""
+    ways = {branch.branch, *(on for on, _ in branch.forks)}
+    read = [(start.job or read_job(run))["steps"]["read"] for start in read_branches(run) if start.branch in ways]
+    return any(each != {"order": job.time.order, "lateness": job.time.lateness} for each in read)
 
 
 def _hand_over(job: Job, target: RunDirectory) -> None:

@@ -49,13 +49,14 @@ class Place(NamedTuple):
     moment: int | None = None
 
 
-def find(run: RunDirectory, text: str) -> Place:
+def find(run: RunDirectory, text: str, on: Start | None = None) -> Place:
     """The place that a text names: `start`, a checkpoint or savepoint, `latest`, a batch (`1-421`), an event time.
 
+    An event time is on the way to a branch, that of the run as it is now if `on` names no other.
     Raises `StateError` for one that is not there.
     """
     branches = {start.branch: start for start in read_branches(run)}
-    newest = branches[max(branches)]
+    newest = on or branches[max(branches)]
     if text == "start":
         return Place(newest, Manifest(branch=newest.branch, batch=0, job=read_job(run)))
     known = Checkpoints(run)
@@ -89,6 +90,7 @@ def known_at(run: RunDirectory, text: str) -> Place:
     entries = [
         (entry.at, branch.branch, entry.number)
         for branch in read_branches(run)
+        if run.order_log(branch.branch).exists()  # a fork has none of the branches before it
         for entry in LogChain([(run.order_log(branch.branch), None)]).after(0)
     ]
     if any(not at for at, _, _ in entries):
@@ -206,8 +208,6 @@ class ReplayedState(PastState):
         try:
             self._place = place
             self._over: dict[tuple[str, str], LaidOver] = {}
-            self._admit = self.admit()
-            self._publisher = self.publisher()
             self._holders: dict[tuple[int, int], FeatureParts] = {}
             self._learners: dict[int, Learner] = {}
             self._empties = empties_of(job)
@@ -220,6 +220,7 @@ class ReplayedState(PastState):
 
     def go_on(self) -> None:
         """Work on the logged batches up to the place. Raises `StateError` where the log ends before."""
+        self._begin()
         moment = self._place.moment
         for batch in self._batches():
             if moment is None or all(item[0] <= moment for item in batch.items):
@@ -240,6 +241,7 @@ class ReplayedState(PastState):
 
     def records(self) -> Iterator[Record]:
         """The records of the batches after the checkpoint, to the end of the log, or to the batch of the place."""
+        self._begin()
         for batch in self._batches():
             yield from self._take(batch)
 
@@ -251,6 +253,11 @@ class ReplayedState(PastState):
                 break
             number = batch.number
         return number
+
+    def _begin(self) -> None:
+        """Not before it is needed: to look for a place only the inputs are read."""
+        self._admit = self.admit()
+        self._publisher = self.publisher()
 
     def _batches(self) -> Iterator[Batch]:
         while self._reader.replaying:
@@ -328,7 +335,7 @@ class ReplayedState(PastState):
 
 
 class LaidOver:
-    """Rows with changes over them (`features.rows.Rows`).
+    """Rows with changes over them (`features.rows.Rows`); what they give is new each time, as from the store.
 
     >>> from features.rows import MemoryRows, put
     >>> rows = MemoryRows()
@@ -340,18 +347,25 @@ class LaidOver:
 
     def __init__(self, rows: Rows, changes: Iterable[Change]) -> None:
         self._rows = rows
-        self._changed: dict[str, list[Any]] = {}
+        self._changed: dict[str, list[bytes]] = {}  # what is new of a row
+        self._added: set[str] = set()  # those whose old parts stay before that
         for key, kind, part in changes:
-            before = [] if kind != APPEND else self.get(key)
-            self._changed[key] = before if kind == GONE else [*before, pickle.loads(part)]
+            if kind == APPEND and key not in self._changed:
+                self._added.add(key)
+            elif kind != APPEND:
+                self._added.discard(key)
+            before = self._changed.get(key, []) if kind == APPEND else []
+            self._changed[key] = before if kind == GONE else [*before, part]
 
     def get(self, key: str) -> list[Any]:
         """The parts of a row; empty when there is none."""
-        return self._changed[key] if key in self._changed else self._rows.get(key)
+        kept = self._rows.get(key) if key in self._added or key not in self._changed else []
+        return [*kept, *map(pickle.loads, self._changed.get(key, ()))]
 
     def scan(self, prefix: str) -> Iterator[tuple[str, list[Any]]]:
         """The rows whose keys begin with `prefix`, in the order of their keys."""
-        changed = [(key, parts) for key, parts in sorted(self._changed.items()) if parts and key.startswith(prefix)]
+        there = (key for key in sorted(self._changed) if key.startswith(prefix))
+        changed = ((key, parts) for key in there if (parts := self.get(key)))
         kept = ((key, parts) for key, parts in self._rows.scan(prefix) if key not in self._changed)
         return heapq.merge(kept, changed, key=itemgetter(0))
 

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dataflows.chunks import Chunks
 from dataflows.events import Event, EventId, NoEvent, Raw, Reject, Undecodable, reject, to_datetime, to_time_us
-from dataflows.orderlog import DONE, IDLE, JUMPED, OPENED, LogChain, LogEntry, OrderLog, OrderLogError
+from dataflows.orderlog import ALL_READY, DONE, IDLE, JUMPED, OPENED, LogChain, LogEntry, OrderLog, OrderLogError
 from features.rows import Change, Rows, put
 from features.spec import duration
 
@@ -147,9 +147,6 @@ class ReadMode(BaseModel):
         `earliest` there is, and count what is missing.
     logged
         Form the batches that the order log has, and no others: to do once more what was done.
-    regroup
-        A batch takes all that is ready when the logged one was formed, however many items that one had. For a job that
-        holds events back longer, or less long, than the one that wrote the log.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -158,7 +155,6 @@ class ReadMode(BaseModel):
     until: int | None = None
     on_gap: Literal["stop", "earliest"] = "stop"
     logged: bool = False
-    regroup: bool = False
 
 
 TO_THE_END = ReadMode()
@@ -659,7 +655,7 @@ class Reader:
                     f"{name}: batch {entry.number} ended before offset {end}, but its records now end before "
                     f"{self._lanes[name].position()}: some were removed. {_BRANCH_HINT}"
                 )
-        count = len(self._ready) if self._mode.regroup else entry.count
+        count = len(self._ready) if entry.count == ALL_READY else entry.count
         if len(self._ready) < count:
             raise OrderLogError(
                 f"batch {entry.number} had {entry.count} items, but the inputs now give {len(self._ready)}: "

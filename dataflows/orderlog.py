@@ -16,6 +16,10 @@ JUMPED = -3
 """In place of a number of pulled records: the partition was judged idle, came to its end, was taken in, or goes on at a
 later place because what came next is gone."""
 
+ALL_READY = -1
+"""In place of the number of items: the batch takes all that is ready once its records are pulled. In the log of a job
+that follows another's order, but holds events back otherwise or reads other records."""
+
 
 class OrderLogError(RuntimeError):
     """The order log or an input no longer agrees with the checkpoint."""
@@ -25,6 +29,8 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True):
     """How one batch was made: its number, the pulls before it, the items in it, the watermark, the end.
 
     A pull is (partition, number of records), or (partition, what became of it): `OPENED`, `JUMPED`, `IDLE` or `DONE`.
+
+    In place of the number of items there may be `ALL_READY`.
 
     `begins` has one entry for each `OPENED` and `JUMPED`, in the order of `pulls`: the offset at which the partition
     goes on. `ends` has, by partition, the offset that comes after the batch. Both are for partitions whose records have
@@ -93,6 +99,8 @@ class OrderLog:
 class LogChain:
     """The order logs of several branches as the one way to the last of them, to be read.
 
+    The log of a branch need not be there if nothing is asked of it: a fork has none of the branches before it.
+
     Parameters
     ----------
     parts
@@ -110,8 +118,12 @@ class LogChain:
         raise OrderLogError("an order log of the past was opened to be read")
 
     def after(self, number: int) -> Iterator[LogEntry]:
-        """The entries of the batches after `number`."""
+        """The entries of the batches after `number`. Raises `OrderLogError` for a log that is missing."""
         for path, last in self._parts:
+            if last is not None and last <= number:
+                continue
+            if not path.exists():
+                raise OrderLogError(f"the order log {path} is missing, and with it what came after batch {number}")
             for entry in OrderLog(path, writable=False).after(number):
                 if (last is not None and entry.number > last) or (
                     self._until is not None and entry.number > self._until

@@ -57,7 +57,8 @@ class Said(NamedTuple):
     """A prediction that was made again.
 
     `logged` is what was said then (`UNKNOWN` where the log does not have it), `version` the examples that the model had
-    learned by the log's word, `examples` those it has learned now, `relearned` those of them since `frame`.
+    learned by the log's word, `examples` those it has learned now, `relearned` those of them since `frame`. `learned`:
+    the model then learned from the question itself.
     """
 
     place: Place
@@ -72,6 +73,7 @@ class Said(NamedTuple):
     version: int
     examples: int
     relearned: int
+    learned: bool
     frame: Frame
 
     @property
@@ -130,10 +132,6 @@ class _Unlike(Exception):
 
 class _Lost(Exception):
     """A question is not kept any more, or was taken out."""
-
-    def __init__(self, text: str, id: EventId | None = None) -> None:
-        super().__init__(text)
-        self.id = id
 
 
 class _Pupil:
@@ -211,6 +209,7 @@ class Relearning:
         for frame in log.frames():
             self._frames.setdefault(frame.version, []).append(frame)
         self.makers: set[int] = set()
+        self.relearned = 0
 
     def run(self) -> Iterator[Step]:
         """Everything that is made again, in the order of the log."""
@@ -308,24 +307,26 @@ class Relearning:
     def _entry(
         self, pupil: _Pupil, begun: int, place: Place, names: tuple[str, ...], entry: tuple[Any, ...], logged: Any
     ) -> Iterator[Said | Taught | Broken]:
-        key, frame = pupil.segment.key, pupil.segment.frame
+        key, frame, number = pupil.segment.key, pupil.segment.frame, entry[1]
         id: EventId | None = None
         try:
             if entry[0] == ASKED:
-                _, number, _, id, time, kept, version, late, how = entry
+                _, _, _, id, time, kept, version, late, how = entry
                 examples, relearned = pupil.examples, pupil.relearned
                 shown = _shown(names, kept)
                 output = pupil.ask(_features(names, kept), how)
+                self.relearned += pupil.examples - examples
                 if output is not UNKNOWN:
-                    made = (output, logged, version, examples, relearned, frame)
+                    made = (output, logged, version, examples, relearned, pupil.examples > examples, frame)
                     yield Said(place, key, number, id, time, shown, late, *made)
             else:
-                _, number, _, label, moment, assumed, how = entry
+                _, _, _, label, moment, assumed, how = entry
                 if how == NOT_LEARNED and pupil.supervised:
                     return
                 id, features = self._questions.find(number)
                 if how != NOT_LEARNED:
                     pupil.teach(features, label, how)
+                    self.relearned += how == WENT_WELL
                 if how != FAILED:
                     learned = how == WENT_WELL
                     yield Taught(place, key, number, id, label, moment, assumed, pupil.examples, learned, frame)

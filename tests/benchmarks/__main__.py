@@ -4,6 +4,7 @@
     make bench ARGS="--quick"                     everything, fewer events and single rounds, under 90 s
     python -m tests.benchmarks --only fraud       one benchmark; --only may be given several times
     python -m tests.benchmarks --only state       the state store: see state.py; runs only when asked for
+    python -m tests.benchmarks --only past        state of the past, replays, audits: see past.py; the same
 
 Prints a table for each benchmark and writes all figures, each single run's too, to runs/bench.json.
 

@@ -233,6 +233,13 @@ def state(plan: Plan) -> Result:
     return state(plan)
 
 
+def _past(plan: Plan) -> Result:
+    # As for `state`.
+    from tests.benchmarks.past import past
+
+    return past(plan)
+
+
 def _kafka(plan: Plan) -> Result:
     # kafka-python is loaded only for this: the process that measures must be the smallest of all.
     from tests.benchmarks.kafka import kafka
@@ -249,7 +256,8 @@ ALL: dict[str, Callable[[Plan], Result]] = {
     "batches": batches,
     "state": state,
     "kafka": _kafka,
+    "past": _past,
 }
 
-BY_NAME_ONLY = {"state", "kafka"}
+BY_NAME_ONLY = {"state", "kafka", "past"}
 """What takes too long to be run unless it is asked for."""
