@@ -191,6 +191,11 @@ class Admit:
         """The newest event time so far; None before the first event."""
         return self._clock if self._clock > -(2**63) else None
 
+    def begin_at(self, clock: int | None) -> None:
+        """Go on where another run had got to: what comes from before is late."""
+        if clock is not None:
+            self._clock = clock
+
     @property
     def newest(self) -> int | None:
         """No event or label that any feature has seen is later than this; None before the first event."""

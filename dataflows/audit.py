@@ -227,6 +227,8 @@ class Auditor:
             )
 
     def _find(self, id: EventId) -> tuple[LearnReader, Target]:
+        """The newest question with this id."""
+        found: list[tuple[int, LearnReader, Target]] = []
         for log in self._logs:
             begun = {head.version: head.begun for head in log.heads}
             for version in log.holding(id):
@@ -234,7 +236,15 @@ class Auditor:
                 for place in range(len(entries) - 1, -1, -1):
                     entry = entries[place]
                     if entry[0] == ASKED and type(entry[3]) is type(id) and entry[3] == id:
-                        return log, Target((version, place + 1), key_text(entry[2]), begun[version])
+                        target = Target((version, place + 1), key_text(entry[2]), begun[version])
+                        found.append((entry[1], log, target))
+                        break
+                else:
+                    continue  # another id with the same checksum
+                break
+        if found:
+            _, log, target = max(found, key=lambda each: each[0])
+            return log, target
         raise StateError(
             f"no prediction of event {id!r} is in the learn log of branch {self._branch.branch}. Hint: is it older "
             "than Audit(keep=...), was it rejected, or asked on another branch (--branch)?"

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from dataflows.changes import describe
-from dataflows.job import Job, JobError
+from dataflows.changes import declared_text
+from dataflows.job import Job, JobError, final_step
 from dataflows.pickles import names_of, safe_loads
+from dataflows.settings import RunDirectory
 
 FORMAT = 1
 
@@ -69,27 +70,53 @@ def read_bundle(path: Path, job: Job) -> Bundle:
             name.removeprefix("features/").removesuffix(".pickle"): safe_loads(content, allowed)
             for name, content in parts.items()
         }
-        for pickled, _ in models.values():
-            safe_loads(pickled, allowed)
-    except (pickle.UnpicklingError, ImportError, AttributeError, KeyError) as error:
+        found = msgspec.convert(features, dict[str, list[Part]])
+        for pickled, examples in models.values():
+            if type(pickled) is not bytes or type(examples) is not int:
+                raise TypeError(f"a model in it is {type(pickled).__name__}, {type(examples).__name__}")
+            model = safe_loads(pickled, allowed)
+            if type(final_step(model)) is not type(final_step(job.model)):
+                raise TypeError(f"a model in it is a {type(model).__name__}")
+    except Exception as error:  # noqa: BLE001 - whatever a pickle of others raises
         raise JobError(
             f"{path} cannot be opened with {job.name}: {error}. Hint: is it the bundle of another job?"
         ) from None
-    return Bundle(about, models, features)
+    return Bundle(about, models, found)
+
+
+class _Declared(msgspec.Struct):
+    names: list[str]
+    steps: dict[str, dict[str, Any]]
+
+
+class _About(msgspec.Struct):
+    """What a bundle has to say of itself; there is more."""
+
+    format: int
+    sha256: dict[str, str]
+    job: str
+    per: list[str] | None
+    examples: dict[str, int]
+    clock: int | None
+    declared: _Declared
+    made_by: dict[str, str]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     try:
         with zipfile.ZipFile(path) as archive:
-            about: dict[str, Any] = msgspec.json.decode(archive.read("about.json"))
+            about: dict[str, Any] = msgspec.json.decode(archive.read("about.json"), type=dict[str, Any])
             if about.get("format") != FORMAT:
                 raise JobError(f"{path} is a bundle of format {about.get('format')!r}, this reads {FORMAT}")
+            msgspec.convert(about, _About)
             parts = {name: archive.read(name) for name in about["sha256"]}
     except FileNotFoundError:
         raise JobError(
             f"there is no bundle {path}. Hint: `millrace models JOB export VERSION FILE` makes one"
         ) from None
-    except (zipfile.BadZipFile, KeyError, msgspec.DecodeError, IsADirectoryError) as error:
+    except JobError:
+        raise
+    except Exception as error:  # noqa: BLE001 - zipfile raises whatever zlib, struct and codecs do
         raise JobError(f"{path} is no bundle, or damaged: {error}") from None
     for name, content in parts.items():
         if hashlib.sha256(content).hexdigest() != about["sha256"][name]:
@@ -97,24 +124,41 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     return about, parts
 
 
+def check_models(about: dict[str, Any], job: Job, what: str) -> None:
+    """Raise `JobError` where a bundle's models are not those that a job declares."""
+    declared, now = about["declared"]["steps"].get("learner", {}).get("model"), declared_text(job.model)
+    if declared != now:
+        raise JobError(f"{what}: its model is {declared}, and the job declares {now}")
+
+
 def warm_models(job: Job, path: Path) -> Warm:
     """The models of a bundle for a job to begin with.
 
     One global model serves every key of a job with a model for each. Raises `JobError` where the models do not fit.
     """
-    bundle = read_bundle(path, job)
-    declared, now = bundle.about["declared"], describe(job, 1)
-    model, wanted = declared["steps"]["learner"]["model"], now["steps"]["learner"]["model"]
-    if model != wanted:
-        raise JobError(f"warm_start={path}: its model is {model}, and the job declares {wanted}")
-    unlike = sorted(set(declared["names"]) ^ set(now["names"]))
+    about, what = read_about(path), f"warm_start={path}"
+    check_models(about, job, what)
+    unlike = sorted(set(about["declared"]["names"]) ^ set(job.feature_names))
     if unlike:
-        raise JobError(f"warm_start={path}: only one of the two has the features {', '.join(unlike)}")
-    return bundle.models
+        raise JobError(f"{what}: only one of the two has the features {', '.join(unlike)}")
+    per = about["per"]
+    if per is not None and tuple(per) != job.per:
+        has = "one for all" if job.per is None else f"one for each {', '.join(job.per)}"
+        raise JobError(f"{what}: it has a model for each {', '.join(per)}, and the job {has}. Hint: per={tuple(per)}")
+    return read_bundle(path, job).models
 
 
-def models_of(job: Job, kept: Path | None = None) -> Warm:
+def models_of(job: Job, run: RunDirectory | None = None) -> Warm:
     """What a job's models begin as: `warm_start`, from the copy that its run keeps where there is one."""
+    kept = None if run is None else kept_bundle(job, run)
     if job.warm_start is None:
         return {}
-    return warm_models(job, kept if kept is not None and kept.exists() else job.warm_start)
+    return warm_models(job, job.warm_start if kept is None else kept)
+
+
+def kept_bundle(job: Job, run: RunDirectory) -> Path | None:
+    """The copy of `warm_start` that a run keeps: the file may go, and the run still needs it."""
+    if job.warm_start is None:
+        return None
+    kept = run.warm_start / job.warm_start.name
+    return kept if kept.exists() else None

@@ -38,6 +38,7 @@ def dataset(
 
     The same rows are then computed again, from the inputs and the order log, and compared: they agree on every one, or
     it is said where they do not (exit code 1), as a model must not be trained with other features than it is served.
+    Of a run that goes on, the rows are those up to its newest checkpoint.
     """
     name_brokers(kafka)
     loaded = with_inputs(load_job(job), data, labels)
@@ -64,21 +65,32 @@ def dataset(
 
 
 def _show(skew: Skew) -> None:
+    compared = skew.rows - skew.unchecked
+    if skew.unchecked:
+        text = f"{skew.unchecked:,} rows were asked before the job was changed: the job of now cannot compute them"
+        out.print(text, style="yellow", highlight=False, soft_wrap=True)
+    if skew.not_kept:
+        text = f"{skew.not_kept:,} questions before these are not in the learn log any more"
+        out.print(text, style="yellow", highlight=False, soft_wrap=True)
     if skew.none:
-        out.print(f"computed again, all {skew.rows:,} rows are the same: no skew", style="green", highlight=False)
+        out.print(f"computed again, all {compared:,} rows are the same: no skew", style="green", highlight=False)
         return
-    unlike = skew.rows - skew.equal - skew.only_logged
-    out.print(f"computed again, {unlike:,} of {skew.rows:,} rows are others", style="red", highlight=False)
-    for count, what in ((skew.only_logged, "only logged"), (skew.only_computed, "only computed again")):
+    out.print(f"computed again, {skew.others:,} of {compared:,} rows are others", style="red", highlight=False)
+    for count, what, ids in (
+        (skew.only_logged, "only logged", skew.ids_logged),
+        (skew.only_computed, "only computed again", skew.ids_computed),
+    ):
         if count:
-            out.print(f"{count:,} rows are {what}", style="red", highlight=False)
+            named = ", ".join(map(repr, ids)) + (", …" if count > len(ids) else "")
+            out.print(f"{count:,} rows are {what}: {named}", style="red", markup=False, highlight=False, soft_wrap=True)
     table = Table("id", "column", "logged", "computed again")
     for row in skew.unlike:
         for name, (logged, computed) in row.columns.items():
             table.add_row(*(Text(str(cell)) for cell in (row.id, name, logged, computed)))
-    out.print(table)
+    if skew.unlike:
+        out.print(table)
 
 
 def _plain(skew: Skew) -> dict[str, object]:
-    counts = {name: getattr(skew, name) for name in ("rows", "equal", "only_logged", "only_computed")}
-    return counts | {"unlike": [{"id": each.id, "columns": each.columns} for each in skew.unlike]}
+    found = {name: value for name, value in vars(skew).items() if name != "unlike"}
+    return found | {"unlike": [{"id": each.id, "columns": each.columns} for each in skew.unlike]}

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dataflows.bundle import Bundle, read_about, read_bundle, write_bundle
+from dataflows.bundle import Bundle, check_models, read_about, read_bundle, write_bundle
 from dataflows.changes import describe
 from dataflows.cli_state import Brokers, Data, Directory, JobArgument, Json, Labels, name_brokers, parse_entity, run_of
 from dataflows.events import Record, encode, encode_lines, to_datetime
@@ -26,6 +26,7 @@ from dataflows.job import KIND_OF, Job, JobError
 from dataflows.models import Detail, Listed, Models
 from dataflows.order import Reader
 from dataflows.provenance import differences, environment
+from dataflows.query import typed
 from dataflows.replay import PlainRun, inputs_of
 from dataflows.rows import key_getter
 from dataflows.runtime import load_job, with_inputs
@@ -93,9 +94,7 @@ def _key(job: Job, entity: list[str] | None) -> Any:
         raise JobError(
             f"--entity: {', '.join(missing)} is missing; {job.name} has a model for each {', '.join(job.per)}"
         )
-    fields = job.events.event.model_fields
-    values = {name: int(given[name]) if fields[name].annotation is int else given[name] for name in job.per}
-    return key_getter(job.per, job)(values)
+    return key_getter(job.per, job)({name: typed(job, name, given[name]) for name in job.per})
 
 
 def _list(found: list[Listed], as_json: bool) -> None:
@@ -181,14 +180,16 @@ def score(
 ) -> None:
     """Answer events with the models of a bundle, which go on learning: in this process, without Kafka, without state.
 
-    Features go on from those in the bundle; events before these are rejected.
+    Features go on from those in the bundle; events before these are rejected. Questions that waited for their labels
+    when it was made, and ids that were seen, are not in it.
     """
     about = read_about(bundle)
-    loaded = with_inputs(load_job(job or str(about.get("job_file", ""))), events, labels)
-    opened = read_bundle(bundle, loaded)
+    loaded = with_inputs(_job_of(about, bundle, job), events, labels)
     _check(about, loaded, bundle)
-    if about.get("clock") is not None and opened.features:
-        loaded = loaded.changed(time=loaded.time.model_copy(update={"earliest": about["clock"]}))
+    opened = read_bundle(bundle, loaded)
+    if about["clock"] is not None and opened.features:
+        earliest = about["clock"] - loaded.time.lateness
+        loaded = loaded.changed(time=loaded.time.model_copy(update={"earliest": earliest}))
     plain = PlainRun(loaded, Reader(inputs_of(loaded), loaded.time), opened)
     counts = _write(plain.run(), output)
     if save is not None:
@@ -196,14 +197,30 @@ def score(
     rejects = f", {counts['rejects']:,} rejects" if counts["rejects"] else ""
     errors.print(
         f"{counts['predictions']:,} predictions, {counts['outcomes']:,} outcomes{rejects}"
-        + "".join(f" · {name} {value:.4f}" for name, value in plain.publisher.evaluator.values().items() if value),
+        + "".join(f" · {name} {value:.4f}" for name, value in plain.publisher.evaluator.values().items()
+                  if value is not None),
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
 
+def _job_of(about: dict[str, Any], bundle: Path, named: str | None) -> Job:
+    """The job as named, or from where it was when the bundle was made."""
+    if named is not None:
+        return load_job(named)
+    file = about.get("job_file")
+    if not isinstance(file, str):
+        raise JobError(f"{bundle} does not say which job file made it. Hint: --job FILE")
+    if file.partition(":")[0].endswith(".py") and not Path(file.partition(":")[0]).is_file():
+        raise JobError(f"{file}, which made {bundle}, is not there. Hint: --job FILE says where it is now")
+    return load_job(file)
+
+
 def _check(about: dict[str, Any], job: Job, path: Path) -> None:
     """Refuse a bundle whose features or models are not those of the job; tell what else is not as it was."""
+    check_models(about, job, str(path))
     declared, now = about["declared"], describe(job, 1)
+    if about["per"] != (None if job.per is None else list(job.per)):
+        raise JobError(f"{path}: per was {about['per']} and is {job.per}. Hint: the job as it was")
     for step in sorted(declared["steps"].keys() | now["steps"].keys()):
         if step.startswith("features_") and declared["steps"].get(step) != now["steps"].get(step):
             raise JobError(f"{path} was made with other features: {step} is not what it was. Hint: the job as it was")
@@ -220,7 +237,7 @@ _CHUNK = 5_000
 
 def _write(records: Iterator[Record], output: Path | None) -> Counter[str]:
     if output is not None:
-        if output.exists() and any(output.iterdir()):
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise JobError(f"--output {output} is not empty. Hint: another directory")
         output.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
@@ -243,7 +260,7 @@ def _saved(plain: PlainRun, bundle: Bundle) -> Bundle:
     """The bundle of a run's end."""
     learned, features = plain.bundle(bundle)
     examples = {key: count for key, (_, count) in learned.items()}
-    clock = plain.admit.clock
+    clock = bundle.about["clock"] if plain.admit.clock is None else plain.admit.clock
     scored = datetime.now(UTC).isoformat(timespec="seconds")
     about = bundle.about | {"examples": examples, "clock": clock, "as_of": f"scored {scored}"}
     return Bundle(about | {"grew_from": bundle.about["examples"]}, learned, features)

@@ -8,28 +8,33 @@ with.
 from __future__ import annotations
 
 import csv
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
+from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
+import numpy as np
 
-from dataflows.events import EventId, Outcome, Prediction, encode, to_datetime, to_time_us
-from dataflows.history import Place, ReplayedState, find
+from dataflows.bundle import models_of
+from dataflows.checkpoints import Checkpoints, Manifest
+from dataflows.events import EventId, encode, to_datetime, to_time_us
+from dataflows.history import Place, ReplayedState
 from dataflows.job import Job, JobError
-from dataflows.learner import model_named, shows_probability
-from dataflows.learnlog import ASKED, FAILED
+from dataflows.learner import Learner, model_named, shows_probability
+from dataflows.learnlog import ASKED, FAILED, LearnLog, entries_of
 from dataflows.learnstore import LearnReader
+from dataflows.models import names_of_models
 from dataflows.pickles import names_of
-from dataflows.settings import RunDirectory, read_branches
-from dataflows.state import Lineage, StateError, Version
+from dataflows.settings import RunDirectory, Start, read_branches
+from dataflows.startup import read_job
+from dataflows.state import Lineage, StateError, Version, group_file
 
 SHOWN = 20
 """Rows that differ are shown, no more of them."""
@@ -65,18 +70,27 @@ class Unlike(NamedTuple):
 
 @dataclass
 class Skew:
-    """How the rows as logged and as computed again compare."""
+    """How the rows as logged and as computed again compare.
+
+    `unchecked` rows were asked of the job as it was declared before it was changed, which is not at hand any more;
+    `not_kept` are computed, and older than the learn log. Of rows that are only on one side, the ids of the first.
+    """
 
     rows: int = 0
     equal: int = 0
+    others: int = 0
+    unchecked: int = 0
     only_logged: int = 0
     only_computed: int = 0
+    not_kept: int = 0
     unlike: list[Unlike] = field(default_factory=list)
+    ids_logged: list[EventId] = field(default_factory=list)
+    ids_computed: list[EventId] = field(default_factory=list)
 
     @property
     def none(self) -> bool:
-        """Whether all agree."""
-        return self.equal == self.rows and not self.only_computed
+        """Whether all that could be compared agree."""
+        return not (self.others or self.only_logged or self.only_computed)
 
 
 class Span(NamedTuple):
@@ -102,7 +116,7 @@ class Span(NamedTuple):
 
 
 class Dataset:
-    """The rows of a job's learn log over a span of event time.
+    """The rows of a job's learn log over a span of event time, as of the newest checkpoint.
 
     Parameters
     ----------
@@ -119,117 +133,212 @@ class Dataset:
     def __init__(
         self, job: Job, run: RunDirectory, span: Span, show: Callable[[int], None] = lambda rows: None
     ) -> None:
-        self._job, self._run, self._span, self._show = job, run, span, show
+        self.job = job
+        self._run, self._span, self._show = run, span, show
         self._probability = shows_probability(job)
-        branch = read_branches(run)[-1]
-        lineage = Lineage([Version(*fork) for fork in branch.forks], Version(branch.branch, 0)).on_from_here()
+        self._branches = read_branches(run)
+        branch = self._branches[-1]
+        way = Lineage([Version(*fork) for fork in branch.forks], Version(branch.branch, 0)).on_from_here()
+        # The learn log, the order log and the inputs are ahead of each other, but not at a checkpoint.
+        known = [m for m in Checkpoints(run).all() if way.holds(m.version.number)]
+        self._retained = sorted(known, key=lambda manifest: manifest.version)
+        self._end = self._retained[-1].version if self._retained else Version(branch.branch, 0)
         paths = sorted(run.learned.glob("*.sqlite3"))
         if not paths:
             raise StateError(f"{run.learned} holds no learn log. Hint: was the job run with audit=None?")
         self._closing = ExitStack()
-        self._logs = [self._closing.enter_context(closing(LearnReader(p, lineage, names_of(job)))) for p in paths]
+        until = way.until(self._end)
+        try:
+            self._logs = [self._closing.enter_context(closing(LearnReader(p, until, names_of(job)))) for p in paths]
+        except BaseException:
+            self._closing.close()
+            raise
 
     def close(self) -> None:
         """Give the logs up."""
         self._closing.close()
 
-    def rows(self) -> Iterator[Row]:
-        """As logged, one key group of models after the other, in the order they were asked."""
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """As logged, by the questions' numbers: one key group of models after the other, in the order of questions."""
         count = 0
         for log in self._logs:
             labels = self._labels(log)
-            for row in self._asked(log, labels):
-                yield row
-                count += 1
-                if count % _STEP == 0:
-                    self._show(count)
+            name = names_of_models(self.job, self._branches, log)
+            for head in log.heads:
+                names, entries = log.entries(head.version)
+                outputs = log.outputs(head.version)
+                for number, key, row in self._asked(names, entries, outputs):
+                    label, moment, assumed = labels.pop(number, _NOTHING)
+                    known = None if moment is None else to_datetime(moment)
+                    named = name(head.version, head.begun, key)
+                    yield number, row._replace(model=named, label=label, label_time=known, assumed=assumed)
+                    count += 1
+                    if count % _STEP == 0:
+                        self._show(count)
 
-    def _labels(self, log: LearnReader) -> dict[int, tuple[Any, int, bool]]:
+    def _labels(self, log: LearnReader) -> dict[int, tuple[Any, int | None, bool]]:
         """By a question's number: label, when it was known, whether it is assumed."""
         first: int | None = None
-        found: dict[int, tuple[Any, int, bool]] = {}
+        found: dict[int, tuple[Any, int | None, bool]] = {}
         for head in log.heads:
             for entry in log.entries(head.version)[1]:
                 if entry[0] == ASKED:
                     if first is None and self._span.holds(entry[4]):
                         first = entry[1]
-                elif first is not None and entry[1] >= first:
+                elif first is not None and entry[1] >= first and entry[-1] != FAILED:
                     found[entry[1]] = (entry[3], entry[4], entry[5])
         return found
 
-    def _asked(self, log: LearnReader, labels: dict[int, tuple[Any, int, bool]]) -> Iterator[Row]:
-        for head in log.heads:
-            names, entries = log.entries(head.version)
-            said = iter(log.outputs(head.version) or ())
-            for entry in entries:
-                if entry[0] != ASKED or entry[-1] == FAILED:
-                    continue
-                output = next(said, None)
-                _, number, key, id, time, kept, version, late, _ = entry
-                if not self._span.holds(time):
-                    continue
-                values = kept if type(kept) is tuple else [kept.get(name) for name in names]
-                features = dict(zip(names, values, strict=True))
-                label, moment, assumed = labels.pop(number, (None, None, False))
-                if self._probability and isinstance(output, dict):
-                    output = output.get(True, 0.0)
-                name = model_named(self._job.model_name, self._job.per, key)
-                known = None if moment is None else to_datetime(moment)
-                yield Row(id, to_datetime(time), features, output, name, version, late, label, known, assumed)
+    def _asked(
+        self, names: tuple[str, ...], entries: Iterable[tuple[Any, ...]], outputs: Iterable[Any] | None
+    ) -> Iterator[tuple[int, Any, Row]]:
+        """The questions of a chunk that were answered: number, key of the model, row without model and label."""
+        said = iter(outputs or ())
+        for entry in entries:
+            if entry[0] != ASKED or entry[-1] == FAILED:
+                continue
+            output = next(said, None)
+            _, number, key, id, time, kept, version, late, _ = entry
+            if not self._span.holds(time):
+                continue
+            values = kept if type(kept) is tuple else [kept.get(name) for name in names]
+            features = dict(zip(names, values, strict=True))
+            if self._probability and isinstance(output, dict):
+                output = output.get(True, 0.0)
+            yield number, key, Row(id, to_datetime(time), features, output, "", version, late, None, None, False)
 
     # -- computed again
 
-    def computed(self) -> Iterator[Row]:
-        """The same rows by working on the logged batches once more, from the checkpoint before them.
+    def computed(self) -> Iterator[tuple[str, int, Row]]:
+        """The same rows by working on the logged batches once more, each with its key group and number.
 
-        What was predicted is not read. Rows come with their labels, or at the end without.
+        From the checkpoint before them, or where the job was changed since, from there on. What was predicted is not
+        read. Rows come with their labels, or at the end without.
         """
-        state = ReplayedState(self._job, self._run, self._place())
-        waiting: dict[EventId, Prediction] = {}
+        begin = self._beginning()
+        if begin is None:
+            return
+        state = _Again(self.job, self._run, Place(self._branches[-1], begin, self._end.batch))
+        waiting: dict[int, tuple[str, Row]] = {}
         try:
-            for record in state.records():
-                if isinstance(record, Prediction) and self._span.holds(to_time_us(record.time)):
-                    waiting[record.id] = record
-                elif isinstance(record, Outcome) and (asked := waiting.pop(record.id, None)) is not None:
-                    yield _row(asked, record)
+            for group, names, entries, outputs in state.learned():
+                for number, key, row in self._asked(names, entries, outputs):
+                    waiting[number] = group, row._replace(model=model_named(self.job.model_name, self.job.per, key))
+                for entry in entries:
+                    if entry[0] != ASKED and entry[1] in waiting and entry[-1] != FAILED:
+                        group, row = waiting.pop(entry[1])
+                        known = to_datetime(entry[4])
+                        yield group, entry[1], row._replace(label=entry[3], label_time=known, assumed=entry[5])
         finally:
             state.close()
-        for asked in waiting.values():
-            yield _row(asked, None)
+        for number, (group, row) in waiting.items():
+            yield group, number, row
 
-    def _place(self) -> Place:
-        if self._span.begin is None:
-            return find(self._run, "start")
-        before = to_datetime(self._span.begin - 1).isoformat()
-        return find(self._run, before)._replace(moment=None)
+    def _beginning(self) -> Manifest | None:
+        """The newest place before the span from which it can be computed again, else the first one within.
 
-    def compare(self, logged: dict[EventId, bytes]) -> Skew:
-        """Compute the rows again and compare them with the digests of those that were logged."""
+        None where there is none: the job was changed, and has made no checkpoint since that is retained.
+        """
+        since = self._since()
+        begin = self._span.begin
+        places = [m for m in self._retained if since is None or m.version >= since]
+        if since is None:
+            branch = self._branches[-1]
+            places.insert(0, Manifest(branch=branch.branch, batch=0, job=read_job(self._run)))
+        before = [m for m in places if m.clock is None or (begin is not None and m.clock < begin)]
+        return before[-1] if before else places[0] if places else None
+
+    def _since(self) -> Version | None:
+        """The newest version up to which the job was declared otherwise, or no order log is kept; None: there is none.
+
+        Metrics do not matter.
+        """
+        starts = {start.branch: start for start in self._branches}
+        newest = self._branches[-1]
+        since: Version | None = None
+        ways = [*newest.forks, (newest.branch, 0)]
+        for (on, until), (after, _) in pairwise(ways):
+            if _served(starts[on]) != _served(starts[after]) or not self._run.order_log(on).exists():
+                since = Version(on, until)
+        return since
+
+    def compare(self, logged: dict[int, bytes]) -> Skew:
+        """Compute the rows again and compare them with the digests of those that were logged, by number."""
         skew = Skew(rows=len(logged))
-        unlike: set[EventId] = set()
-        left = dict(logged)
-        for count, row in enumerate(self.computed()):
-            wanted = left.pop(row.id, None)
-            if wanted is None:
-                skew.only_computed += 1
-            elif wanted == digest(row):
+        unlike: dict[int, Row] = {}
+        begin = self._beginning()
+        last = None if begin is None else begin.questions
+        left = {number: each for number, each in logged.items() if last is not None and number > last}
+        skew.unchecked = len(logged) - len(left)
+        oldest = {log.path.stem: _first_question(log) for log in self._logs}
+        for count, (group, number, row) in enumerate(self.computed()):
+            wanted = left.pop(number, None)
+            if wanted is not None and wanted == digest(row):
                 skew.equal += 1
-            elif len(unlike) < SHOWN:
-                unlike.add(row.id)
+            elif wanted is not None:
+                skew.others += 1
+                if len(unlike) < SHOWN:
+                    unlike[number] = row
+            elif number < oldest.get(group, 0):
+                skew.not_kept += 1
+            else:
+                skew.only_computed += 1
+                if skew.only_computed <= SHOWN:
+                    skew.ids_computed.append(row.id)
             if count % _STEP == 0:
                 self._show(count)
         skew.only_logged = len(left)
-        if unlike:
-            ours = {row.id: row for row in self.rows() if row.id in unlike}
-            skew.unlike = [_unlike(ours[row.id], row) for row in self.computed() if row.id in unlike]
+        if unlike or left:
+            wanted_ids = set(islice(left, SHOWN))
+            for number, row in self.rows():
+                if number in unlike:
+                    skew.unlike.append(_unlike(row, unlike[number]))
+                elif number in wanted_ids:
+                    skew.ids_logged.append(row.id)
         return skew
 
 
-def _row(asked: Prediction, outcome: Outcome | None) -> Row:
-    known = (None, None, False) if outcome is None else (outcome.label, outcome.label_time, outcome.assumed)
-    return Row(
-        asked.id, asked.time, asked.features, asked.output, asked.model, asked.version, asked.late, *known
-    )  # fmt: skip
+_NOTHING: tuple[Any, int | None, bool] = (None, None, False)
+"""In place of a label, its time and whether it was assumed."""
+
+
+def _served(start: Start) -> Any:
+    """What rows depend on of what a branch declares."""
+    steps = {step: each for step, each in start.job.get("steps", {}).items() if step != "publish"}
+    return steps, start.job.get("names")
+
+
+def _first_question(log: LearnReader) -> int:
+    """The number of the first question in a log; beyond all numbers where there is none."""
+    return min((head.first_question for head in log.heads if head.first_question is not None), default=1 << 62)
+
+
+class _Again(ReplayedState):
+    """The logged batches worked on again; what the models were asked and taught is noted as in the learn log.
+
+    Its layout is that of the newest branch, which may begin at the checkpoint of another one.
+    """
+
+    def _begin_reading(self, run: RunDirectory) -> None:
+        self.layout = read_branches(run)[-1].layout
+        self._notes: dict[int, LearnLog] = {}
+        super()._begin_reading(run)
+
+    def _learner(self, group: int) -> Learner:
+        # No keyframes: nothing begins, and nobody learns so many examples.
+        log = self._notes[group] = LearnLog(self.job.feature_names, 1 << 62, begins=False)
+        warm = models_of(self.job, self._run)
+        return Learner(self.job, self._rows(group_file(group), "learner"), self.layout.models, log, warm)
+
+    def learned(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[Any, ...]], list[Any]]]:
+        """Of each batch, by key group of models: names of the features, entries, what the questions were told."""
+        self._begin()
+        for batch in self._batches():
+            self._take(batch)
+            for group, log in self._notes.items():
+                if log:
+                    chunk = log.take()
+                    yield group_file(group), chunk.names, entries_of(chunk.fields), chunk.outputs
 
 
 def digest(row: Row) -> bytes:
@@ -238,20 +347,37 @@ def digest(row: Row) -> bytes:
 
 
 def _unlike(logged: Row, computed: Row) -> Unlike:
-    ours, theirs = _columns(logged), _columns(computed)
+    ours, theirs = columns_of(logged), columns_of(computed)
     return Unlike(
         logged.id, {name: (ours.get(name), theirs.get(name)) for name in ours | theirs
                     if repr(ours.get(name)) != repr(theirs.get(name))}
     )  # fmt: skip
 
 
-def _columns(row: Row) -> dict[str, Any]:
-    """A row flat: features stand among the other columns, under a name of their own where one of these is taken."""
-    own = row._asdict()
-    features = own.pop("features")
-    before = {"id": own.pop("id"), "time": own.pop("time")}
-    taken = before | own
-    return before | {(f"feature_{name}" if name in taken else name): value for name, value in features.items()} | own
+_FIRST = ("id", "time")
+_OWN = tuple(name for name in Row._fields if name != "features")
+_LAST = tuple(name for name in _OWN if name not in _FIRST)
+
+
+@lru_cache(maxsize=64)
+def _columns_for(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of features: under a name of their own where one of a row's other columns has theirs."""
+    taken = {*_OWN, *names}
+    found = []
+    for name in names:
+        column = name
+        while column in _OWN or (column != name and column in taken):
+            column = f"feature_{column}"
+        taken.add(column)
+        found.append(column)
+    return tuple(found)
+
+
+def columns_of(row: Row) -> dict[str, Any]:
+    """A row flat: features stand among the other columns."""
+    named = zip(_columns_for(tuple(row.features)), row.features.values(), strict=True)
+    first = {name: getattr(row, name) for name in _FIRST}
+    return first | dict(named) | {name: getattr(row, name) for name in _LAST}
 
 
 # -- files
@@ -281,16 +407,14 @@ class _Lines(Writer):
 
 
 class _Cells(Writer):
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", newline="")
-        self._writer: csv.DictWriter[str] | None = None
+    def __init__(self, path: Path, columns: Iterable[str]) -> None:
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, list(columns))
+        self._writer.writeheader()
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        if self._writer is None:
-            self._writer = csv.DictWriter(self._file, list(rows[0]))
-            self._writer.writeheader()
         for row in rows:
-            self._writer.writerow({name: _cell(value) for name, value in row.items()})
+            self._writer.writerow({name: _cell(_plain(value)) for name, value in row.items()})
 
     def close(self) -> None:
         self._file.close()
@@ -299,38 +423,62 @@ class _Cells(Writer):
 class _Columns(Writer):
     """Parquet, by pyarrow; a column of several types becomes float64 where all are numbers, else text."""
 
-    def __init__(self, path: Path, kinds: dict[str, set[type]]) -> None:
+    def __init__(self, path: Path, kinds: dict[str, set[str]]) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
         self._kinds = kinds
         self._schema = pa.schema([(name, _arrow(some)) for name, some in kinds.items()])
-        self._texts = {name for name in kinds if self._schema.field(name).type == pa.string()}
+        self._types = {name: self._schema.field(name).type for name in kinds}
         self._writer = parquet.ParquetWriter(path, self._schema)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         import pyarrow as pa
 
-        columns = {name: [row.get(name) for row in rows] for name in self._kinds}
-        for name in self._texts:
-            columns[name] = [value if value is None or type(value) is str else _cell(value) for value in columns[name]]
+        columns = {}
+        for name, kind in self._types.items():
+            values = [_plain(row.get(name)) for row in rows]
+            if kind == pa.string():
+                values = [value if value is None or type(value) is str else _cell(value) for value in values]
+            elif kind == pa.float64():
+                values = [None if value is None else float(value) for value in values]
+            columns[name] = values
         self._writer.write_table(pa.table(columns, schema=self._schema))
 
     def close(self) -> None:
         self._writer.close()
 
 
-def _arrow(kinds: set[type]) -> Any:
-    """The column type that holds values of these types."""
+def _plain(value: Any) -> Any:
+    """As a plain Python value: numpy's numbers as numbers, members of enumerations as what they stand for."""
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, float):
+        return float(value)
+    return str(value) if isinstance(value, str) else value
+
+
+def _kind(value: Any) -> str:
+    """What a column has to hold for this value. Of integers that a double cannot hold, and that 64 bits cannot."""
+    if type(value) is int:
+        return "int" if abs(value) <= 1 << 53 else "long" if -(1 << 63) <= value < 1 << 63 else "huge"
+    return type(value).__name__
+
+
+def _arrow(kinds: set[str]) -> Any:
+    """The column type that holds values of these kinds."""
     import pyarrow as pa
 
-    kinds = kinds - {type(None)}
-    if kinds == {datetime}:
+    kinds = kinds - {"NoneType"}
+    if kinds == {"datetime"}:
         return pa.timestamp("us", tz="UTC")
-    for kind, column in ((bool, pa.bool_()), (int, pa.int64()), (str, pa.string())):
-        if kinds == {kind}:
-            return column
-    return pa.float64() if kinds and kinds <= {int, float} else pa.string()
+    if kinds == {"bool"}:
+        return pa.bool_()
+    if kinds and kinds <= {"int", "long"}:
+        return pa.int64()
+    return pa.float64() if kinds and kinds <= {"int", "float"} else pa.string()
 
 
 def _cell(value: Any) -> str:
@@ -340,58 +488,68 @@ def _cell(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, dict | list | tuple):
-        return json.dumps(msgspec.to_builtins(value, str_keys=True))
+        return encode(value).decode()[:-1]
     return str(value)
 
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 
 
-def write_dataset(dataset: Dataset, path: Path, keep_digests: bool = True) -> tuple[dict[EventId, bytes], int, int]:
-    """Write the rows to a file, by its suffix; their digests by id, how many they are, and how many have labels.
+def write_dataset(dataset: Dataset, path: Path, keep_digests: bool = True) -> tuple[dict[int, bytes], int, int]:
+    """Write the rows to a file, by its suffix; their digests by number, how many they are, and how many have labels.
 
     Raises `JobError` for another suffix, or where pyarrow is missing.
     """
     if path.suffix not in FORMATS:
         raise JobError(f"--output {path}: a dataset is one of {', '.join(FORMATS)}")
-    digests: dict[EventId, bytes] = {}
+    if path.is_dir():
+        raise JobError(f"--output {path} is a directory. Hint: a file in it")
+    digests: dict[int, bytes] = {}
     counts = [0, 0]
 
-    def noted(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-        for row in rows:
+    def noted(rows: Iterable[tuple[int, Row]]) -> Iterator[dict[str, Any]]:
+        for number, row in rows:
             if keep_digests:
-                digests[row.id] = digest(row)
+                digests[number] = digest(row)
             counts[0] += 1
             counts[1] += row.label_time is not None
-            yield _columns(row)
+            yield columns_of(row)
 
     temporary = path.with_name(f".{path.name}.tmp")
-    writer = _writer(dataset, path.suffix, temporary)
     try:
-        rows = noted(dataset.rows())
-        while some := list(islice(rows, _CHUNK)):
-            writer.write(some)
-    except BaseException:
-        writer.close()
+        with closing(_writer(dataset, path.suffix, temporary)) as writer:
+            rows = noted(dataset.rows())
+            while some := list(islice(rows, _CHUNK)):
+                writer.write(some)
+        temporary.replace(path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    writer.close()
-    temporary.replace(path)
     return digests, counts[0], counts[1]
 
 
 def _writer(dataset: Dataset, suffix: str, path: Path) -> Writer:
+    if suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401 - an extra
+        except ImportError:
+            raise JobError(
+                "a .parquet file needs pyarrow. Hint: pip install 'millrace[parquet]', or a .csv file"
+            ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".jsonl":
         return _Lines(path)
-    if suffix == ".csv":
-        return _Cells(path)
-    try:
-        import pyarrow  # noqa: F401 - an extra
-    except ImportError:
-        raise JobError("a .parquet file needs pyarrow. Hint: pip install 'millrace[parquet]', or a .csv file") from None
-    kinds: dict[str, set[type]] = {}
-    for row in dataset.rows():  # columns have one type, and a later row may need a wider one
-        for name, value in _columns(row).items():
-            kinds.setdefault(name, set()).add(type(value))
-    return _Columns(path, kinds)
+    kinds = _kinds(dataset)
+    return _Cells(path, kinds) if suffix == ".csv" else _Columns(path, kinds)
+
+
+def _kinds(dataset: Dataset) -> dict[str, set[str]]:
+    """All columns, with the kinds of values in each: they have one type, and a later row may need a wider one.
+
+    Features may have come and gone while the job ran.
+    """
+    found: dict[str, set[str]] = {}
+    for _, row in dataset.rows():
+        for name, value in columns_of(row).items():
+            found.setdefault(name, set()).add(_kind(_plain(value)))
+    features = [name for name in found if name not in _OWN] or _columns_for(dataset.job.feature_names)
+    return {name: found.get(name, set()) for name in (*_FIRST, *features, *_LAST)}

@@ -13,8 +13,7 @@ The protocol of a batch:
 4. `publish` puts together what the learners said, in the order of the batch, updates the metrics and encodes lines.
    Then it gives back the credit: the reader lets only so many batches be under way.
 
-Key groups are the engine's keys. Their strings are chosen so that the engine's hash spreads groups evenly over workers
-and puts the same group of every step on the same worker.
+What travels, and to which worker, is in `dataflows.routing`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import sys
 import time as wall
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,6 +48,20 @@ from dataflows.order import Batch, Reader
 from dataflows.orderlog import OrderLog
 from dataflows.pickles import names_of
 from dataflows.replay import SWEEP_EVERY, answer_rows, empties_of, empty_columns, entity_features, inputs_of
+from dataflows.routing import (
+    PUBLISH,
+    Bundle,
+    Head,
+    Part,
+    PublisherHead,
+    SaidPart,
+    Tick,
+    bundles_of,
+    group_key,
+    learner_heads,
+    publisher_heads,
+    siphash13,
+)
 from dataflows.rows import entity_step_names
 from dataflows.settings import FeaturePart, RunDirectory, Settings, output_sinks
 from dataflows.state import READER, StateStore, StepRows, StepState, group_file, sync
@@ -63,6 +75,16 @@ itself finds little left to write. Fewer where batches are small, as there event
 
 FLUSH_QUESTIONS, FLUSH_QUESTIONS_LIVE = 8192, 1024
 """The same of questions that came and went: those that do both in between are never written."""
+
+
+def _flush_at(items: int, batch_size: int) -> int:
+    """`FLUSH` of a batch of so many items."""
+    return FLUSH if items >= batch_size // 2 else FLUSH_LIVE
+
+
+def _flush_questions_at(items: int, batch_size: int) -> int:
+    """`FLUSH_QUESTIONS` of a batch of so many items."""
+    return FLUSH_QUESTIONS if items >= batch_size // 2 else FLUSH_QUESTIONS_LIVE
 
 
 LAG_S = 0.25
@@ -81,13 +103,13 @@ def dataflow(job: Job, settings: Settings | None = None) -> Dataflow:
     run = Run(job, settings)
     flow = Dataflow(job.name)
     works = op.input("read", flow, ReadSource(run))
-    gathered = [op.flat_map_batch("questions", works, _heads)]
+    gathered = [op.flat_map_batch("questions", works, learner_heads)]
     for index, name in enumerate(entity_step_names(job)):
-        bundles = op.flat_map_batch(f"rows_{name}", works, _bundles_of(index))
+        bundles = op.flat_map_batch(f"rows_{name}", works, bundles_of(index))
         answered = op.stateful_batch(f"features_{name}", bundles, run.build(FeatureStep, index, name))
         gathered.append(op.flat_map_batch(f"columns_{name}", answered, _rekey))
     said = op.stateful_batch("learner", op.merge("gather", *gathered), run.build(LearnerStep))
-    heads = op.flat_map_batch("batches", works, _publisher_heads)
+    heads = op.flat_map_batch("batches", works, publisher_heads)
     parts = op.merge("said", heads, op.flat_map_batch("to_publish", said, _rekey))
     published = op.stateful_batch("publish", parts, run.build(PublishStep))
     op.output("write", op.flat_map_batch("lines", published, _rekey), RecordsSink(run))
@@ -192,158 +214,6 @@ def _rekey(items: list[tuple[str, Any]]) -> Iterable[Any]:
     return [item for _, item in items]
 
 
-# -- keys
-
-
-def siphash13(text: str) -> int:
-    """The hash by which the engine routes keys: SipHash-1-3 with zero keys over the text and a 0xff byte.
-
-    Aumasson and Bernstein, "SipHash: a fast short-input PRF" (2012), with 1 and 3 rounds as in Rust's standard
-    library. If the engine ever routes otherwise, groups are spread less evenly; results stay the same.
-    """
-    mask = (1 << 64) - 1
-    content = text.encode() + b"\xff"
-    v0, v1, v2, v3 = 0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573
-
-    def rotate(x: int, bits: int) -> int:
-        return ((x << bits) | (x >> (64 - bits))) & mask
-
-    def round_() -> None:
-        nonlocal v0, v1, v2, v3
-        v0 = (v0 + v1) & mask
-        v2 = (v2 + v3) & mask
-        v1, v3 = rotate(v1, 13) ^ v0, rotate(v3, 16) ^ v2
-        v0 = rotate(v0, 32)
-        v2 = (v2 + v1) & mask
-        v0 = (v0 + v3) & mask
-        v1, v3 = rotate(v1, 17) ^ v2, rotate(v3, 21) ^ v0
-        v2 = rotate(v2, 32)
-
-    whole = len(content) // 8 * 8
-    words = [int.from_bytes(content[i : i + 8], "little") for i in range(0, whole, 8)]
-    words.append((len(content) & 0xFF) << 56 | int.from_bytes(content[whole:], "little"))
-    for word in words:
-        v3 ^= word
-        round_()
-        v0 ^= word
-    v2 ^= 0xFF
-    for _ in range(3):
-        round_()
-    return v0 ^ v1 ^ v2 ^ v3
-
-
-_EVEN = 120
-"""Key groups spread evenly over 1 to 6, 8, 10 or 12 workers: the divisors of this number."""
-
-
-@lru_cache(maxsize=1024)
-def group_key(group: int) -> str:
-    """The engine's key of a key group: the worker is the group modulo the number of workers.
-
-    >>> siphash13(group_key(7)) % 120
-    7
-    """
-    attempt = 0
-    while siphash13(f"{group:03d}.{attempt}") % _EVEN != group % _EVEN:
-        attempt += 1
-    return f"{group:03d}.{attempt}"
-
-
-# -- what travels
-
-
-class Bundle(msgspec.Struct, array_like=True, gc=False):
-    """A batch's rows for one key group of a feature step, and by place in the batch the learner group that asks.
-
-    `owners` is None where one learner, `home`, has all questions.
-    """
-
-    number: int
-    group: int
-    rows: list[Any]
-    home: int
-    owners: list[int] | None
-    clock: int | None
-
-
-class Head(msgspec.Struct, array_like=True, gc=False):
-    """A batch's operations for one learner group, and from how many feature bundles columns will come."""
-
-    number: int
-    group: int
-    questions: int
-    operations: list[Any]
-    parts: int
-
-
-class Part(msgspec.Struct, array_like=True, gc=False):
-    """Feature values for one learner group from one bundle."""
-
-    number: int
-    entity: int
-    places: list[int]
-    answers: list[Any]
-
-
-class PublisherHead(msgspec.Struct, array_like=True, gc=False):
-    """A batch's rejects, and how many learners will report."""
-
-    number: int
-    rejects: list[Any]
-    learners: int
-    end: bool
-    status: dict[str, Any]
-
-
-class Tick(msgspec.Struct, array_like=True, gc=False):
-    """A checkpoint is complete: outputs that publish by it may do so now. Sent only where there are such.
-
-    Without it they would wait for the next batch, which an idle input gives late or never.
-    """
-
-
-class SaidPart(msgspec.Struct, array_like=True, gc=False):
-    """What one learner said of a batch."""
-
-    number: int
-    said: list[Any]
-
-
-def _heads(works: list[Work | Tick]) -> Iterable[tuple[str, Head]]:
-    for work in works:
-        if type(work) is not Work:
-            continue
-        for group, operations in work.learners.items():
-            parts = len(work.reads.get(group, ()))
-            yield group_key(group), Head(work.number, group, work.questions, operations, parts)
-
-
-def _bundles_of(index: int) -> Callable[[list[Work | Tick]], Iterable[tuple[str, Bundle]]]:
-    def bundles(works: list[Work | Tick]) -> Iterable[tuple[str, Bundle]]:
-        for work in works:
-            if type(work) is not Work:
-                continue
-            owners = work.owners if len(work.reads) > 1 else None
-            home = next(iter(work.reads), 0)
-            for (entity, group), rows in work.features.items():
-                if entity == index:
-                    yield group_key(group), Bundle(work.number, group, rows, home, owners, work.clock)
-
-    return bundles
-
-
-def _publisher_heads(works: list[Work | Tick]) -> Iterable[tuple[str, PublisherHead | Tick]]:
-    for work in works:
-        if type(work) is not Work:
-            yield _PUBLISH, Tick()
-            continue
-        yield _PUBLISH, PublisherHead(work.number, work.rejects, len(work.learners), work.end, work.status)
-
-
-_PUBLISH = group_key(GLOBAL_GROUP)
-"""Publish sits on the worker of the global model, so that what it said need not travel."""
-
-
 # -- steps
 
 
@@ -370,7 +240,7 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
         self._control = run.control
         self._control.workers = Phase.START
         self._in_flight = settings.in_flight
-        self._run_batch = settings.batch_size
+        self._batch_size = settings.batch_size
         self._read_state = run.state(READER, "read")
         self._admit_state = run.state(READER, "admit")
         self._reader = Reader(
@@ -419,8 +289,8 @@ class ReadPartition(StatefulSourcePartition[Work | Tick, bytes]):
             self._control.note_resumed()
         self._pause = 0.0
         work = self._admit.admit(batch)
-        full = len(batch.items) >= self._run_batch // 2
-        if self._admit_state is not None and self._admit.unsaved >= (FLUSH_QUESTIONS if full else FLUSH_QUESTIONS_LIVE):
+        limit = _flush_questions_at(len(batch.items), self._batch_size)
+        if self._admit_state is not None and self._admit.unsaved >= limit:
             self._admit_state.write(batch.number, self._admit.changes())
         work.status = self._describe(batch, work)
         return [work]
@@ -529,8 +399,8 @@ class FeatureStep(StatefulBatchLogic[Bundle, tuple[str, Part], int]):
                 features.sweep(bundle.clock)
             self._number = bundle.number
         settings = self._run.settings
-        full = len(values[-1].rows) * settings.groups >= settings.batch_size // 2
-        if features.unsaved >= (FLUSH if full else FLUSH_LIVE):
+        # A key group has its share of a batch's rows.
+        if features.unsaved >= _flush_at(len(values[-1].rows) * settings.groups, settings.batch_size):
             self._write(complete=False)
         return parts, StatefulBatchLogic.RETAIN
 
@@ -579,7 +449,7 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
             path, maker = learn_file(run.directory, group), run.settings.maker
             self._learned = LearnWriter(path, run.start.lineage, begun, run.job.audit, maker)
             self._log = self._learned.log(run.job.feature_names)
-        warm = models_of(run.job, run.directory.warm_start)
+        warm = models_of(run.job, run.directory)
         self._learner = Learner(run.job, _rows(self._state), begun, self._log, warm)
         return self._learner
 
@@ -594,7 +464,7 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
             # In the order of batches: heads come in order, so an incomplete one is the next to work on.
             if len(self._parts.get(number, ())) < self._heads[number].parts:
                 break
-            said.append((_PUBLISH, self._work_on(self._heads.pop(number), self._parts.pop(number, []))))
+            said.append((PUBLISH, self._work_on(self._heads.pop(number), self._parts.pop(number, []))))
         return said, StatefulBatchLogic.RETAIN
 
     def _work_on(self, head: Head, parts: list[Part]) -> SaidPart:
@@ -606,8 +476,7 @@ class LearnerStep(StatefulBatchLogic[Head | Part, tuple[str, SaidPart], int]):
                 column[place] = answer
         said = learner.process(head.operations, columns)
         self._number = head.number
-        full = head.questions >= self._run.settings.batch_size // 2
-        limit = FLUSH_QUESTIONS if full else FLUSH_QUESTIONS_LIVE
+        limit = _flush_questions_at(head.questions, self._run.settings.batch_size)
         if learner.unsaved >= limit:
             self._write(complete=False)
         elif self._log is not None and len(self._log) >= limit:
@@ -760,7 +629,7 @@ class RecordsSink(FixedPartitionedSink[Any, Any]):
         self._run = run
 
     def list_parts(self) -> list[str]:
-        mine = self._run.settings.worker == siphash13(_PUBLISH) % self._run.settings.workers
+        mine = self._run.settings.worker == siphash13(PUBLISH) % self._run.settings.workers
         return list(KINDS) if mine else []
 
     def part_fn(self, item_key: str) -> int:

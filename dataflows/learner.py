@@ -280,10 +280,10 @@ class Learner:
             return model
         # A pickle round trip first, so that a model behaves the same before and after a checkpoint.
         name = model_named(self._model_name, self._per, key)
-        global_model = key_text(None)
-        pickled, version = self._warm.get(key_text(key)) or self._warm.get(global_model) or (self._prototype, 0)
+        warm = self._warm.get(key_text(key), self._warm.get(key_text(None)))
+        pickled, version = (self._prototype, 0) if warm is None else warm
         model = self._models[key] = _Model(pickle.loads(pickled), name, version, self._method)
-        if version and self._log is not None:
+        if warm is not None and self._log is not None:
             self._log.keyframe(key, version, model.model)
         return model
 

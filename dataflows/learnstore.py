@@ -261,15 +261,24 @@ class LearnReader(_File):
         super().__init__(path, writable=False)
         self._allowed = allowed
         self._on_the_way = " OR ".join(f"version BETWEEN {low} AND {high}" for low, high in lineage.ranges)
-        self._query("BEGIN")
         self.makers: dict[int, dict[str, str]] = {}
+        self.heads: list[Head] = []
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
+        """See the log from now on as it is now."""
+        self._query("BEGIN")
         for number, text in self._query("SELECT id, description FROM makers"):
             try:
                 self.makers[number] = msgspec.json.decode(text, type=dict[str, str])
             except msgspec.DecodeError as error:
-                raise StateError(f"the learn log {path} is damaged: what wrote it: {error}. {_HINT}") from None
+                raise StateError(f"the learn log {self.path} is damaged: what wrote it: {error}. {_HINT}") from None
         rows = self._query(f"SELECT {_HEAD} FROM chunks WHERE {self._on_the_way} ORDER BY version")
-        self.heads: list[Head] = [Head(*row) for row in rows]
+        self.heads = [Head(*row) for row in rows]
 
     def frames(self) -> list[Frame]:
         """Where the keyframes are, oldest first; prototypes among them."""

@@ -19,6 +19,9 @@ _NONE = object()
 
 Pairs = Iterable[tuple[Any, Any]]
 
+Seen = dict[tuple[int, int], tuple[Any, Any]]
+"""What was compared, by identity; held, because others would get the identity of what is gone."""
+
 
 def same(one: Any, other: Any) -> bool:
     """Whether two values are equal bit for bit: of the same type, NaN equal to NaN, 0.0 not to -0.0.
@@ -40,12 +43,19 @@ def first_difference(one: Any, other: Any, where: str = "") -> str | None:
     'model.intercept: 0.0 and 0.5'
     """
     try:
-        return next(_differences(one, other, where, set()), None)
+        return next(_differences(one, other, where, {}), None)
     except RecursionError:  # deeper than Python goes
+        return _deep_difference(one, other, where)
+
+
+def _deep_difference(one: Any, other: Any, where: str) -> str | None:
+    try:
         return None if pickle.dumps(one, 5) == pickle.dumps(other, 5) else f"{where}: somewhere deep inside"
+    except RecursionError:
+        return f"{where}: too deep to be compared"
 
 
-def _differences(one: Any, other: Any, where: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _differences(one: Any, other: Any, where: str, seen: Seen) -> Iterator[str]:
     kind = type(one)
     if kind is not type(other):
         yield f"{where}: {_short(one)} and {_short(other)}"
@@ -56,11 +66,11 @@ def _differences(one: Any, other: Any, where: str, seen: set[tuple[int, int]]) -
         if one != other:
             yield f"{where}: {_short(one)} and {_short(other)}"
     elif one is not other and (id(one), id(other)) not in seen:
-        seen.add((id(one), id(other)))
+        seen[id(one), id(other)] = one, other
         yield from _parts(one, other, where, seen)
 
 
-def _parts(one: Any, other: Any, where: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _parts(one: Any, other: Any, where: str, seen: Seen) -> Iterator[str]:
     if isinstance(one, np.ndarray) and one.dtype != object:
         if (one.dtype, one.shape) != (other.dtype, other.shape) or one.tobytes() != other.tobytes():
             yield f"{where}: {_short(one)} and {_short(other)}"
@@ -78,7 +88,7 @@ def _parts(one: Any, other: Any, where: str, seen: set[tuple[int, int]]) -> Iter
         yield from _reduced(one, other, where, seen)
 
 
-def _reduced(one: Any, other: Any, where: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _reduced(one: Any, other: Any, where: str, seen: Seen) -> Iterator[str]:
     """What a pickle would hold: how it is made, its state, its items."""
     ours, theirs = one.__reduce_ex__(4), other.__reduce_ex__(4)
     if isinstance(ours, str) or isinstance(theirs, str):
@@ -95,7 +105,7 @@ def _padded(reduced: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*reduced, None, None, None)[:5]
 
 
-def _state(one: Any, other: Any, where: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _state(one: Any, other: Any, where: str, seen: Seen) -> Iterator[str]:
     if type(one) is dict and type(other) is dict and all(type(name) is str for name in (*one, *other)):
         for name in dict.fromkeys((*one, *other)):
             if _is_unseeded(one, name) and _is_unseeded(other, name):
@@ -113,12 +123,12 @@ def _is_unseeded(state: dict[str, Any], name: str) -> bool:
     return isinstance(state.get(name), random.Random) and state.get("seed", 0) is None
 
 
-def _items(one: Iterable[Any], other: Iterable[Any], where: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _items(one: Iterable[Any], other: Iterable[Any], where: str, seen: Seen) -> Iterator[str]:
     for place, (a, b) in enumerate(zip_longest(one, other, fillvalue=_NONE)):
         yield from _differences(a, b, f"{where}[{place}]", seen)
 
 
-def _pairs(one: Pairs, other: Pairs, where: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _pairs(one: Pairs, other: Pairs, where: str, seen: Seen) -> Iterator[str]:
     """Items of dictionaries, in their order: sums over them depend on it."""
     for ours, theirs in zip_longest(one, other):
         if ours is None or theirs is None:
@@ -129,5 +139,8 @@ def _pairs(one: Pairs, other: Pairs, where: str, seen: set[tuple[int, int]]) -> 
 
 
 def _short(value: Any) -> str:
-    text = "nothing" if value is _NONE else repr(value)
+    try:
+        text = "nothing" if value is _NONE else repr(value)
+    except Exception:  # noqa: BLE001 - of river's classes some cannot be shown
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -238,7 +238,7 @@ class PastState:
         return FeatureParts(declaration, parts)
 
     def _learner(self, group: int) -> Learner:
-        warm = models_of(self.job, self._run.warm_start)
+        warm = models_of(self.job, self._run)
         return Learner(self.job, self._rows(group_file(group), "learner"), self.layout.models, warm=warm)
 
     def _questions(self) -> Iterator[Question]:
@@ -253,17 +253,18 @@ class PastState:
         """The key of an entity from values by field, as text or as they are; None where a field is not given."""
         if not set(names) <= set(entity):
             return None
-        return key_getter(names, self.job)({name: self._typed(name, entity[name]) for name in names})
+        return key_getter(names, self.job)({name: typed(self.job, name, entity[name]) for name in names})
 
-    def _typed(self, name: str, value: Any) -> Any:
-        """A value given as text in the type of its field; of a Derived, whose type nobody knows, an int if possible."""
-        fields = self.job.events.event.model_fields
-        if name not in fields or any(isinstance(f, Derived) and f.name == name for f in self.job.features):
-            return int(value) if isinstance(value, str) and value.lstrip("-").isdecimal() else value
-        try:
-            return TypeAdapter[Any](fields[name].annotation or str).validate_python(value)
-        except ValidationError as error:
-            raise JobError(f"{name}={value!r}: {error.errors()[0]['msg']}") from None
+
+def typed(job: Job, name: str, value: Any) -> Any:
+    """A value given as text in the type of its field; of a Derived, whose type nobody knows, an int if possible."""
+    fields = job.events.event.model_fields
+    if name not in fields or any(isinstance(f, Derived) and f.name == name for f in job.features):
+        return int(value) if isinstance(value, str) and value.lstrip("-").isdecimal() else value
+    try:
+        return TypeAdapter[Any](fields[name].annotation or str).validate_python(value)
+    except ValidationError as error:
+        raise JobError(f"{name}={value!r}: {error.errors()[0]['msg']}") from None
 
 
 def describe_time(manifest: Manifest) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dataflows.admit import Admit, Row, Work
 from dataflows.bundle import Bundle, Part, Warm, models_of
-from dataflows.changes import declared
+from dataflows.changes import declared, first_layout
 from dataflows.connectors.memory import Memory
 from dataflows.evaluate import Publisher
 from dataflows.events import Raw, Record
@@ -121,7 +121,12 @@ class PlainRun:
         self.reader = reader
         self.admit = Admit(job)
         names = [f"features_{name}" for name in entity_step_names(job)]
-        kept = {} if bundle is None else bundle.features
+        kept: dict[str, list[Part]] = {}
+        if bundle is not None:
+            self.admit.begin_at(bundle.about.get("clock") if bundle.features else None)
+            new = first_layout(job).features
+            kept = {step: [(part.names, part.declaration, {}) for part in parts] for step, parts in new.items()}
+            kept |= bundle.features
         named = list(zip(names, job.entities, strict=True))
         self._begun = {name: _Begun(job, entity, kept[name]) for name, entity in named if name in kept}
         self.features: list[EntityFeatures | FeatureParts] = [

@@ -31,9 +31,9 @@ from zlib import crc32
 from dataflows.changes import describe, expiry
 from dataflows.checkpoints import Agent
 from dataflows.connectors import Kafka, Stdin
-from dataflows.connectors.files import LineFile
+from dataflows.connectors.files import Jsonl, LineFile
 from dataflows.control import Control, Phase
-from dataflows.job import Job, JobError, Outputs, Sink, SinkError
+from dataflows.job import Job, JobError, Outputs, SinkError
 from dataflows.order import InputError
 from dataflows.provenance import provenance
 from dataflows.recovery import CommitWatch, committed
@@ -172,12 +172,13 @@ def with_inputs(job: Job, data: str | None, labels: str | None) -> Job:
 
 
 def with_outputs(job: Job, directory: str | None) -> Job:
-    """The job with all records that it writes in files of a directory; as it is for None."""
+    """The job with all records that it writes in files of a directory, wherever its run lies; as it is for None."""
     if directory is None:
         return job
-    off = {kind: None for kind, sink in job.outputs.by_kind() if sink is None}
-    models = {} if job.outputs.models is None else {"models": Sink()}
-    return job.changed(outputs=Outputs(directory=Path(directory), **off | models))
+    sinks = {
+        kind: None if sink is None else Jsonl(Path(directory) / f"{kind}.jsonl") for kind, sink in job.outputs.by_kind()
+    }
+    return job.changed(outputs=Outputs(directory=job.outputs.directory, key=job.outputs.key, **sinks))
 
 
 # -- the launcher

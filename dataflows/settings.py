@@ -145,7 +145,7 @@ class RunDirectory:
         self.checkpoints = self.state / "checkpoints"
         self.savepoints = self.state / "savepoints"
         self.learned = self.state / "learned"
-        self.warm_start = self.state / "warm_start.bundle"
+        self.warm_start = self.state / "warm_start"
         self.control = self.state / "control"
         self.status = self.state / "status.json"
         self.job = self.state / "job.json"

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
-from dataflows.bundle import warm_models
+from dataflows.bundle import kept_bundle, warm_models
 from dataflows.changes import Change, Description, compare, describe, first_layout, next_layout, unchanged
 from dataflows.checkpoints import Agent, Checkpoints, Manifest, Retention, openable
 from dataflows.connectors import Stdin
@@ -94,6 +94,8 @@ class Startup:
         if refused:
             raise RunError(_refusal(self._run, refused))
         self._check_inputs()
+        if not any(change.step == "learner" for change in changes):
+            self._tell_other_bundle()
         for step in unchanged(before, self._now, self._request.reset):
             self._say(f"--reset {step}: nothing of it changed, so it goes on with the state it has")
         self._run.status.unlink(missing_ok=True)  # of the run before
@@ -128,13 +130,14 @@ class Startup:
         if self._request.origin is not None:
             raise RunError(f"--from {self._request.origin}: there is no state in {self._run.state} yet")
         self._refuse_foreign_outputs()
+        warm = self._warm_start()
         shutil.rmtree(self._run.groups, ignore_errors=True)  # empty files of a start that was killed here
         if fork is not None and fork.manifest is not None:
             before, start = self._create_at(fork, fork.manifest)
         else:
             before, start = (), Start(layout=first_layout(self._job), job=self._now)
             StateStore.create(self._run.groups, self._settings.groups)
-        self._take_warm_start()
+        self._keep(warm)
         self._write_branches((*before, start))
         create_recovery(self._run.recovery(start.branch))
         self._run.order_log(start.branch).parent.mkdir(exist_ok=True)
@@ -145,11 +148,34 @@ class Startup:
         write_whole(self._run.job, _pretty(self._now), durable=True)
         return start
 
-    def _take_warm_start(self) -> None:
+    def _warm_start(self) -> Path | None:
+        """The bundle that models shall begin as. Raises `JobError` where they cannot.
+
+        That of a job that is replayed is the copy of its run.
+        """
+        if self._job.warm_start is None:
+            return None
+        fork = self._request.fork
+        kept = None if fork is None else kept_bundle(self._job, fork.source)
+        is_other = fork is not None and fork.regroup and self._job.warm_start.exists()
+        bundle = self._job.warm_start if kept is None or is_other else kept
+        warm_models(self._job, bundle)
+        return bundle
+
+    def _tell_other_bundle(self) -> None:
+        """What models began as stays, whatever the file holds by now."""
+        kept = kept_bundle(self._job, self._run)
+        declared = self._job.warm_start
+        if kept is None or declared is None or not declared.is_file():
+            return
+        if declared.read_bytes() != kept.read_bytes():
+            self._say(f"warm_start={declared} is another bundle now; the models go on from the one they began as")
+
+    def _keep(self, bundle: Path | None) -> None:
         """Keep the models that new ones begin as: the file may go, and the run still needs them."""
-        if self._job.warm_start is not None:
-            warm_models(self._job, self._job.warm_start)
-            shutil.copyfile(self._job.warm_start, self._run.warm_start)
+        if bundle is not None:
+            self._run.warm_start.mkdir(parents=True, exist_ok=True)
+            write_whole(self._run.warm_start / bundle.name, bundle.read_bytes(), durable=True)
 
     def _create_at(self, fork: Fork, manifest: Manifest) -> tuple[tuple[Start, ...], Start]:
         """The state of a checkpoint of another run, and a branch that begins there; and the branches before."""
@@ -346,15 +372,15 @@ class Startup:
         """
         if not new:
             return self._open_branch(Checkpoints(self._run).find(str(start.version)), start.layout, before, changes)
+        layout = next_layout(start.layout, before, self._job, self._now, self._reset_steps())
+        warm = self._warm_start() if layout.models != start.layout.models else None
         self._announce(changes)
         # What was written without a checkpoint to show for it is of a job that is no more.
         for left in list(self._run.state.glob(f"outputs/*-{start.branch}.json")):
             left.unlink()
         for left in list(self._run.state.glob(f"outbox/*-{start.branch}")):
             shutil.rmtree(left)
-        layout = next_layout(start.layout, before, self._job, self._now, self._reset_steps())
-        if start.layout.models != layout.models:
-            self._take_warm_start()
+        self._keep(warm)
         changed = start.model_copy(update={"layout": layout, "job": self._now})
         self._run.order_log(start.branch).write_bytes(b"")
         self._write_branches((*read_branches(self._run)[:-1], changed))
@@ -378,9 +404,9 @@ class Startup:
         )
         start = self._with_outputs_of_now(start)
         self._check_outputs(start)
+        warm = self._warm_start() if start.layout.models != layout.models else None
         self._settle(branches[-1])
-        if start.layout.models != layout.models:
-            self._take_warm_start()
+        self._keep(warm)
         self._announce(changes)
         self._say(f"branch {branch} begins at checkpoint {manifest.version}")
         self._keep_outputs(left)

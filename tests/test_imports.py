@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"dataflows.admit", "dataflows.evaluate", "dataflows.learnstore"},
     {"dataflows.learner", "dataflows.changes", "dataflows.bundle", "dataflows.provenance"},
-    {"dataflows.replay", "dataflows.flow", "dataflows.query", "dataflows.rejects"},
+    {"dataflows.replay", "dataflows.routing", "dataflows.flow", "dataflows.query", "dataflows.rejects"},
     {
         "dataflows.startup",
         "dataflows.fork",

@@ -140,7 +140,7 @@ class Place:
     def kill(self, after: int, *options: str) -> None:
         """`millrace run` until there are more predictions than that; then kill -9 of all its processes."""
         process = running.start(str(self.file), self.out, *HOW, "--follow", *options)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while answers(self.out) <= after and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
         if process.poll() is None:
@@ -274,7 +274,7 @@ def edit_chunk(out: Path, holds: int, change: Callable[[list[list[Any]], list[An
                 asked = sum(entry[0] == ASKED for entry in entries)
                 head = head._replace(asked=asked, learned=len(entries) - asked)
                 crcs = learnstore._checksum(head, row[-3], pickled), learnstore._checksum(head, said)
-                changed = (head.asked, head.learned, pickled, said, *crcs, head.version)
+                changed: tuple[Any, ...] = (head.asked, head.learned, pickled, said, *crcs, head.version)
                 what = "asked = ?, learned = ?, entries = ?, outputs = ?, crc = ?, outputs_crc = ?"
             else:
                 changed = (pickled, said, head.version)

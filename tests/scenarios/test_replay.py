@@ -184,7 +184,7 @@ def test_a_run_that_goes_on_meanwhile_can_be_replayed(tmp_path: Path) -> None:
                 time.sleep(0.1)
 
         feed(0, 300)
-        wait_until(lambda: len(Checkpoints(live.directory).all()) > 2, "checkpoints")
+        wait_until(lambda: len(Checkpoints(live.directory).all()) > 0, "checkpoints")
         replays = [
             replaying.begin(
                 "replay", str(live.file), "--directory", str(live.out), "--output", str(tmp_path / name), *options
@@ -292,7 +292,7 @@ def test_labels_two_days_earlier(delayed: Original, tmp_path: Path) -> None:
     assert_diff(delayed.out, tmp_path / "other")
 
 
-@pytest.mark.parametrize("lateness", ["0", "5h"])
+@pytest.mark.parametrize("lateness", ["1m", "5h"])
 def test_another_lateness(run: Original, tmp_path: Path, lateness: str) -> None:
     """Held back longer or less long, all events are answered as by the changed job, played over everything."""
     other = run.changed(f"late_{lateness}", (LATENESS, f'lateness="{lateness}"'))
