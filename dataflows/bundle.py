@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from dataflows.changes import declared_text
+from dataflows.changes import declared, declared_text
 from dataflows.job import Job, JobError, final_step
 from dataflows.pickles import names_of, safe_loads
-from dataflows.settings import RunDirectory
+from dataflows.settings import FeaturePart, RunDirectory
+from features.spec import Entity
 
 FORMAT = 1
 
@@ -71,6 +72,9 @@ def read_bundle(path: Path, job: Job) -> Bundle:
             for name, content in parts.items()
         }
         found = msgspec.convert(features, dict[str, list[Part]])
+        for names, declaration, _ in (part for parts_of in found.values() for part in parts_of):
+            if not isinstance(declared(FeaturePart(rows="", names=names, declaration=declaration), job), Entity):
+                raise TypeError("features in it are none")
         for pickled, examples in models.values():
             if type(pickled) is not bytes or type(examples) is not int:
                 raise TypeError(f"a model in it is {type(pickled).__name__}, {type(examples).__name__}")
@@ -126,9 +130,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def check_models(about: dict[str, Any], job: Job, what: str) -> None:
     """Raise `JobError` where a bundle's models are not those that a job declares."""
-    declared, now = about["declared"]["steps"].get("learner", {}).get("model"), declared_text(job.model)
-    if declared != now:
-        raise JobError(f"{what}: its model is {declared}, and the job declares {now}")
+    model, now = about["declared"]["steps"].get("learner", {}).get("model"), declared_text(job.model)
+    if model != now:
+        raise JobError(f"{what}: its model is {model}, and the job declares {now}")
 
 
 def warm_models(job: Job, path: Path) -> Warm:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time as wall
 from collections import Counter
@@ -28,7 +27,7 @@ from dataflows.job import KINDS, Job, JobError, Label, SinkError
 from dataflows.order import TO_THE_END, InputError, ReadMode
 from dataflows.orderlog import OrderLogError
 from dataflows.progress import Progress
-from dataflows.runtime import HASH_SEED, Launcher, disk_hint, load_job, with_inputs
+from dataflows.runtime import Launcher, disk_hint, load_job, with_inputs
 from dataflows.settings import RunDirectory, Settings, output_sinks
 from dataflows.startup import Request, RunError, Startup, read_job
 from dataflows.state import StateError
@@ -379,23 +378,8 @@ def _summary(console: Console, job: Job, status: dict[str, Any], seconds: float,
         console.print("stopped with a checkpoint; run again to go on")
 
 
-_REPEATING = {"audit", "dataset", "models", "score", "state"}
-"""Commands that carry out again in this process what workers did."""
-
-
-def _fix_hashes() -> None:
-    """Have strings hashed as in workers: river walks over sets in places, and sums depend on the order.
-
-    The interpreter takes the seed when it starts, so it starts again.
-    """
-    if sys.argv[1:2] and sys.argv[1] in _REPEATING and os.environ.get("PYTHONHASHSEED") != HASH_SEED:
-        os.environ["PYTHONHASHSEED"] = HASH_SEED
-        os.execv(sys.executable, [sys.executable, "-m", "dataflows", *sys.argv[1:]])
-
-
 def main() -> None:
     """The command's entry point: errors of ours are one message and exit code 1, not a traceback."""
-    _fix_hashes()
     try:
         app()
     except ValidationError as error:

@@ -190,6 +190,8 @@ def score(
     if about["clock"] is not None and opened.features:
         earliest = about["clock"] - loaded.time.lateness
         loaded = loaded.changed(time=loaded.time.model_copy(update={"earliest": earliest}))
+    if output is not None:
+        _make_empty(output)
     plain = PlainRun(loaded, Reader(inputs_of(loaded), loaded.time), opened)
     counts = _write(plain.run(), output)
     if save is not None:
@@ -235,11 +237,13 @@ _CHUNK = 5_000
 """Records that are written at once."""
 
 
+def _make_empty(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise JobError(f"--output {output} is not empty. Hint: another directory")
+    output.mkdir(parents=True, exist_ok=True)
+
+
 def _write(records: Iterator[Record], output: Path | None) -> Counter[str]:
-    if output is not None:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise JobError(f"--output {output} is not empty. Hint: another directory")
-        output.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
     while some := list(islice(records, _CHUNK)):
         kinds: dict[str, list[Record]] = {}

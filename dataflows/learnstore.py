@@ -65,7 +65,6 @@ CREATE TABLE keyframes (
     crc INTEGER NOT NULL,
     PRIMARY KEY (version, place, key)
 );
-CREATE INDEX age_of_model ON keyframes (newest);
 CREATE INDEX of_model ON keyframes (begun, key, examples);
 """
 
@@ -185,8 +184,11 @@ class LearnWriter(_File):
     def write(self, batch: int, chunk: Chunk) -> None:
         """Keep what was noted up to a batch; survives the death of any process once this returns."""
         version = Version(self._branch, batch).number
-        row = self._row(version, chunk)
-        frames = [self._frame(version, frame) for frame in chunk.frames]
+        before, entries = self._newest, entries_of(chunk.fields)
+        row = self._row(version, chunk, entries)
+        # Of the time of what was done last before it.
+        times = [before, *(entry[4] for entry in entries)]
+        frames = [self._frame(version, frame, times[frame.place]) for frame in chunk.frames]
         with self._complaints():
             self._database.execute("BEGIN IMMEDIATE")
             self._database.execute(_INSERT_CHUNK, row)
@@ -196,8 +198,7 @@ class LearnWriter(_File):
             self._forget()
             self._database.execute("COMMIT")
 
-    def _row(self, version: int, chunk: Chunk) -> tuple[Any, ...]:
-        entries = entries_of(chunk.fields)
+    def _row(self, version: int, chunk: Chunk, entries: list[tuple[Any, ...]]) -> tuple[Any, ...]:
         asked = [entry for entry in entries if entry[0] == ASKED]
         times = [entry[4] for entry in entries]  # of a question its event time, of an outcome its moment
         self._newest = max(self._newest, *times) if times else self._newest
@@ -209,8 +210,8 @@ class LearnWriter(_File):
         head = Head(version, self._begun, self._maker, len(asked), first, last, learned, self._newest)
         return (*head, ids, fields, outputs, _checksum(head, ids, fields), _checksum(head, outputs))
 
-    def _frame(self, version: int, frame: Keyframe) -> tuple[Any, ...]:
-        head = Frame(version, frame.place, self._begun, frame.key, frame.examples, self._newest)
+    def _frame(self, version: int, frame: Keyframe, time: int) -> tuple[Any, ...]:
+        head = Frame(version, frame.place, self._begun, frame.key, frame.examples, time)
         return (*head, frame.pickled, _checksum(head, frame.pickled))
 
     def _thin(self, frame: Keyframe) -> None:
@@ -225,10 +226,13 @@ class LearnWriter(_File):
 
     def _forget(self) -> None:
         """Delete what is older than it has to be kept, but no prototype."""
-        if self._audit.keep is not None and self._newest:
-            before = self._newest - self._audit.keep
-            self._database.execute("DELETE FROM chunks WHERE newest < ?", (before,))
-            self._database.execute("DELETE FROM keyframes WHERE newest < ? AND key != ?", (before, PROTOTYPE))
+        if self._audit.keep is None or not self._newest:
+            return
+        before = self._newest - self._audit.keep
+        if self._database.execute("DELETE FROM chunks WHERE newest < ?", (before,)).rowcount:
+            self._database.execute(
+                "DELETE FROM keyframes WHERE key != ? AND version NOT IN (SELECT version FROM chunks)", (PROTOTYPE,)
+            )
 
 
 def roll_back(run: RunDirectory, to: Version) -> None:

@@ -33,15 +33,13 @@ from dataflows.checkpoints import Agent
 from dataflows.connectors import Kafka, Stdin
 from dataflows.connectors.files import Jsonl, LineFile
 from dataflows.control import Control, Phase
+from dataflows.hashing import HASH_SEED
 from dataflows.job import Job, JobError, Outputs, SinkError
 from dataflows.order import InputError
 from dataflows.provenance import provenance
 from dataflows.recovery import CommitWatch, committed
 from dataflows.settings import RunDirectory, Settings, Start, output_sinks
 from dataflows.startup import Request, RunError, Startup, settle
-
-HASH_SEED = "0"
-"""river walks over sets in places, so sums depend on the hash seed; all workers use this one."""
 
 COLLECTOR = (20_000, 50, 20)
 """Thresholds of the garbage collector in workers."""

@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 LAYERS = [
     {
         "dataflows.chunks",
+        "dataflows.hashing",
         "dataflows.learnlog",
         "dataflows.likeness",
         "dataflows.events",

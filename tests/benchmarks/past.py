@@ -31,9 +31,10 @@ from rich.table import Table
 
 from dataflows.audit import Auditor
 from dataflows.checkpoints import Checkpoints
+from dataflows.hashing import HASH_SEED
 from dataflows.history import open_state
 from dataflows.job import Job
-from dataflows.runtime import HASH_SEED, load_job
+from dataflows.runtime import load_job
 from dataflows.settings import RunDirectory
 from tests.benchmarks.measure import ROOT, BenchmarkError
 from tests.benchmarks.plan import Plan, Result

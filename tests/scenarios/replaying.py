@@ -60,7 +60,7 @@ job = Job(
     metrics=[metrics.ROCAUC()],
     report=Report(outcomes=40),
     outputs=Outputs(models=Sink()),
-    time=Time(order="ORDER", lateness="1h"),
+    time=Time(order="ORDER", lateness="1h", idle=3600.0),
 )
 """
 
@@ -72,7 +72,7 @@ job = Job(
     model=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
     label=Label(field="fraud", delay="3d"),
     metrics=[metrics.ROCAUC()],
-    time=Time(order="ORDER"),
+    time=Time(order="ORDER", idle=3600.0),
 )
 """
 
