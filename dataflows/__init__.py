@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is: the command starts in half the time, as river's metrics bring scipy along."""
+    """Import what is asked for when it is: river's metrics bring scipy along, for which not every command should wait."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULE_OF[name]), name)

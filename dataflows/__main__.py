@@ -14,8 +14,8 @@ REPEATING = frozenset({"audit", "dataset", "models", "score", "state"})
 def main() -> None:
     """The command's entry point.
 
-    Strings must be hashed as in workers by what repeats their work. The interpreter takes the seed when it starts, so it
-    starts again; before anything large is imported.
+    Strings must be hashed as in workers by what repeats their work. The interpreter takes the seed when it starts, so
+    it starts again; before anything large is imported.
     """
     if sys.argv[1:2] and sys.argv[1] in REPEATING and os.environ.get("PYTHONHASHSEED") != HASH_SEED:
         os.environ["PYTHONHASHSEED"] = HASH_SEED

@@ -28,7 +28,7 @@ from dataflows.events import EventId, encode, to_datetime, to_time_us
 from dataflows.history import Place, ReplayedState
 from dataflows.job import Job, JobError
 from dataflows.learner import Learner, model_named, shows_probability
-from dataflows.learnlog import ASKED, FAILED, LearnLog, entries_of
+from dataflows.learnlog import ASKED, FAILED, OUTCOME, LearnLog, entries_of
 from dataflows.learnstore import LearnReader
 from dataflows.models import names_of_models
 from dataflows.pickles import names_of
@@ -185,7 +185,7 @@ class Dataset:
                 if entry[0] == ASKED:
                     if first is None and self._span.holds(entry[4]):
                         first = entry[1]
-                elif first is not None and entry[1] >= first and entry[-1] != FAILED:
+                elif entry[0] == OUTCOME and first is not None and entry[1] >= first and entry[-1] != FAILED:
                     found[entry[1]] = (entry[3], entry[4], entry[5])
         return found
 
@@ -225,7 +225,7 @@ class Dataset:
                 for number, key, row in self._asked(names, entries, outputs):
                     waiting[number] = group, row._replace(model=model_named(self.job.model_name, self.job.per, key))
                 for entry in entries:
-                    if entry[0] != ASKED and entry[1] in waiting and entry[-1] != FAILED:
+                    if entry[0] == OUTCOME and entry[1] in waiting and entry[-1] != FAILED:
                         group, row = waiting.pop(entry[1])
                         known = to_datetime(entry[4])
                         yield group, entry[1], row._replace(label=entry[3], label_time=known, assumed=entry[5])

@@ -23,7 +23,7 @@ from river import base
 from dataflows.admit import ANSWER, QUESTION
 from dataflows.chunks import Chunks
 from dataflows.evaluate import Said
-from dataflows.events import Outcome, Prediction, encode, reject, to_datetime
+from dataflows.events import Outcome, Prediction, encode, reject, to_datetime, to_time_us
 from dataflows.job import Job, final_step
 from dataflows.learnlog import FAILED, LEARNING_FAILED, NOT_LEARNED, WENT_WELL, LearnLog
 from features.rows import Change, Rows, key_text, put
@@ -102,6 +102,8 @@ class Learner:
             log.prototype(self._prototype, 0)
         if rows is not None and not self._fresh:
             self._restore(rows)
+            if log is not None and log.begins:
+                self._hold(log)
 
     def __len__(self) -> int:
         """Open questions."""
@@ -121,6 +123,12 @@ class Learner:
             for seq, (*asked, key, version, about) in self._open.items():
                 if type(key) is not list:
                     self._open[seq] = (*asked, [model_named(model, per, key)], version, about)
+
+    def _hold(self, log: LearnLog) -> None:
+        """Note the questions that are older than the log: models will learn from them."""
+        for seq, (id, at, kept, _, key, version, _) in sorted(self._open.items()):
+            if kept is not None and type(key) is not list:
+                log.held(seq, key, id, to_time_us(at), kept, version)
 
     def changes(self, models: bool = True) -> Iterator[Change]:
         """What the rows need to follow since the last call: questions that came and went, models asked or taught.

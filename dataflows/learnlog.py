@@ -15,15 +15,18 @@ from features.rows import key_text
 
 ASKED = 0
 OUTCOME = 1
+HELD = 2
 """The kinds of entries, with these fields:
 (ASKED, question's number, model key, id, event time µs, features kept, version, late, how it went),
-(OUTCOME, question's number, model key, label, moment µs, assumed, how it went).
+(OUTCOME, question's number, model key, label, moment µs, assumed, how it went),
+(HELD, and the fields of ASKED): a question that is older than the log and waits for its label, noted at the beginning
+for what is learned from it.
 
 The features are the tuple of their values in the order of the chunk's names, or a dict where some are missing. The key
 of a model that is gone is a list (see `Learner.open_questions`).
 """
 
-_FIELDS = {ASKED: 9, OUTCOME: 7}
+_FIELDS = {ASKED: 9, OUTCOME: 7, HELD: 9}
 
 WENT_WELL = 0
 FAILED = 1
@@ -119,6 +122,11 @@ class LearnLog:
         """A question at which the model raised an error; it may have changed all the same."""
         self._count += 1
         self._fields += (ASKED, seq, key, id, time, kept, version, late, FAILED)
+
+    def held(self, seq: int, key: Any, id: Any, time: int, kept: Any, version: int) -> None:
+        """A question that was asked before the log began."""
+        self._count += 1
+        self._fields += (HELD, seq, key, id, time, kept, version, False, NOT_LEARNED)
 
     def learned(self, seq: int, key: Any, label: Any, moment: int, assumed: bool, how: int = WENT_WELL) -> None:
         """An outcome, and whether the model learned from it."""

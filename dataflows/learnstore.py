@@ -23,7 +23,7 @@ from zlib import crc32
 import msgspec
 
 from dataflows.job import Audit
-from dataflows.learnlog import ASKED, PROTOTYPE, Chunk, Keyframe, LearnLog, entries_of
+from dataflows.learnlog import ASKED, OUTCOME, PROTOTYPE, Chunk, Keyframe, LearnLog, entries_of
 from dataflows.pickles import ForeignClass, Name, safe_loads
 from dataflows.settings import RunDirectory
 from dataflows.state import Lineage, StateError, Version, group_file, open_database
@@ -205,8 +205,9 @@ class LearnWriter(_File):
         ids = array("I", sorted(_id_hash(entry[3]) for entry in asked)).tobytes()
         fields = pickle.dumps((chunk.names, chunk.fields), 5)
         outputs = pickle.dumps(chunk.outputs, 5)
-        first, last = (asked[0][1], asked[-1][1]) if asked else (None, None)
-        learned = len(entries) - len(asked)
+        questions = [entry[1] for entry in entries if entry[0] != OUTCOME]
+        first, last = (min(questions), max(questions)) if questions else (None, None)
+        learned = len(entries) - len(questions)
         head = Head(version, self._begun, self._maker, len(asked), first, last, learned, self._newest)
         return (*head, ids, fields, outputs, _checksum(head, ids, fields), _checksum(head, outputs))
 
@@ -311,12 +312,10 @@ class LearnReader(_File):
         except (KeyError, TypeError):
             raise self.not_as_written(version, "a chunk of it") from None
         asked = sum(entry[0] == ASKED for entry in entries)
-        if (asked, len(entries) - asked) != (head.asked, head.learned):
-            raise self.not_as_written(
-                version,
-                f"a chunk of {head.asked} questions and {head.learned} outcomes, with {asked} and "
-                f"{len(entries) - asked} in it",
-            )
+        learned = sum(entry[0] == OUTCOME for entry in entries)
+        if (asked, learned) != (head.asked, head.learned):
+            what = f"a chunk of {head.asked} questions and {head.learned} outcomes, with {asked} and {learned} in it"
+            raise self.not_as_written(version, what)
         return tuple(names), entries
 
     def outputs(self, version: int) -> list[Any] | None:

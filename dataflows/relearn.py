@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from dataflows.events import EventId
 from dataflows.learner import method_of
-from dataflows.learnlog import ASKED, FAILED, LEARNING_FAILED, NOT_LEARNED, PROTOTYPE, WENT_WELL
+from dataflows.learnlog import ASKED, FAILED, HELD, LEARNING_FAILED, NOT_LEARNED, OUTCOME, PROTOTYPE, WENT_WELL
 from dataflows.learnstore import Frame, Head, LearnReader
 from dataflows.likeness import first_difference, same
 from dataflows.state import StateError, Version
@@ -309,6 +309,8 @@ class Relearning:
     ) -> Iterator[Said | Taught | Broken]:
         key, frame, number = pupil.segment.key, pupil.segment.frame, entry[1]
         id: EventId | None = None
+        if entry[0] == HELD:
+            return
         try:
             if entry[0] == ASKED:
                 _, _, _, id, time, kept, version, late, how = entry
@@ -378,7 +380,7 @@ class _Questions:
         return id, _features(names, kept)
 
     def _keep(self, version: int, names: tuple[str, ...], entries: list[tuple[Any, ...]]) -> None:
-        self._chunks[version] = names, {entry[1]: (entry[3], entry[5]) for entry in entries if entry[0] == ASKED}
+        self._chunks[version] = names, {entry[1]: (entry[3], entry[5]) for entry in entries if entry[0] != OUTCOME}
         while len(self._chunks) > _CACHED_CHUNKS:
             self._chunks.popitem(last=False)
 
@@ -454,7 +456,7 @@ def beginnings(log: LearnReader) -> dict[tuple[int, str], Beginning]:
     for head in log.heads:
         names, entries = log.entries(head.version)
         for place, entry in enumerate(entries):
-            if type(entry[2]) is list:
+            if type(entry[2]) is list or entry[0] == HELD:
                 continue
             model = (head.begun, key_text(entry[2]))
             course = courses.get(model)

@@ -93,8 +93,11 @@ def test_what_is_written_is_read(made: Bundle, path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 7])
-@pytest.mark.parametrize("job", [declared(), declared(per="shop"), declared(model=tree.HoeffdingTreeClassifier(grace_period=10))],
-                         ids=["global", "per shop", "tree"])  # fmt: skip
+@pytest.mark.parametrize(
+    "job",
+    [declared(), declared(per="shop"), declared(model=tree.HoeffdingTreeClassifier(grace_period=10))],
+    ids=["global", "per shop", "tree"],
+)
 def test_scoring_in_parts_is_scoring_at_once(job: Job, parts: int) -> None:
     """From bundle to bundle, if every question is answered in between, it says to the last bit what one run says."""
     rows = payments(0, 140)
@@ -118,10 +121,12 @@ def test_any_damaged_byte_is_told(path: Path) -> None:
     for place in range(0, len(whole), max(len(whole) // 150, 1)):
         for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :]):
             path.write_bytes(damaged)
+            found: Any
             try:
-                assert read_bundle(path, job).models == wanted
+                found = read_bundle(path, job).models
             except JobError as error:
-                assert str(path) in str(error)
+                found = str(error)
+            assert str(path) in found if isinstance(found, str) else found == wanted
 
 
 def rewritten(path: Path, **changed: Any) -> Path:
@@ -143,9 +148,9 @@ def rewritten(path: Path, **changed: Any) -> Path:
 def test_nonsense_about_itself_is_refused(path: Path, changed: dict[str, Any]) -> None:
     """Whatever is said wrongly is one message, and no other error."""
     rewritten(path, **changed)
-    with pytest.raises(JobError, match="a.bundle"):
+    with pytest.raises(JobError, match=r"a\.bundle"):
         read_bundle(path, declared())
-    with pytest.raises(JobError, match="a.bundle"):
+    with pytest.raises(JobError, match=r"a\.bundle"):
         warm_models(declared(), path)
 
 
@@ -195,7 +200,7 @@ def test_what_is_no_model_is_refused(made: Bundle, tmp_path: Path, models: Any) 
         read_bundle(tmp_path / "x.bundle", declared())
 
 
-@pytest.mark.parametrize("features", [{"features_card": 5}, {"features_card": [(1, 2)]}, {"features_card": [((), "", 3)]}])
+@pytest.mark.parametrize("features", [{"features_card": each} for each in (5, [(1, 2)], [((), "", 3)], [((), "", {})])])
 def test_what_are_no_features_is_refused(made: Bundle, tmp_path: Path, features: Any) -> None:
     """As with models."""
     write_bundle(tmp_path / "x.bundle", made._replace(features=features))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dataflows.checkpoints import Checkpoints
+from dataflows.orderlog import OrderLog
 from dataflows.settings import RunDirectory, read_branches
 from tests.scenarios import replaying, running
 from tests.scenarios.replaying import STREAM, Original, millrace, outputs, plain, wait_until
@@ -125,7 +126,7 @@ def test_a_new_job_takes_over_without_a_gap(handover: Handover, own: bool) -> No
     found = ids(both["predictions"])
     assert len(found) == len(set(found))
     run = RunDirectory(handover.out)
-    entries = [entry for start in read_branches(run) for entry in replaying.OrderLog(
+    entries = [entry for start in read_branches(run) for entry in OrderLog(
         run.order_log(start.branch), writable=False).after(0)]  # fmt: skip
     assert both == plain(job, entries)
     assert "gone on by itself" in handover.bootstrap(job, fails=True)

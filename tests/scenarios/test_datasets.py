@@ -1,4 +1,4 @@
-"""Training sets: what predictions.jsonl and outcomes.jsonl say, joined; computed again the same, or it is told where not.
+"""Training sets: predictions.jsonl and outcomes.jsonl joined; computed again the same, or it is told where not.
 
 What runs are real runs, some killed with -9; the joins here are naive, and so is what reads the files.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -153,10 +155,10 @@ def test_rows_are_predictions_and_outcomes_joined(places: dict[str, Place], name
     assert any(row["assumed"] for row in rows) == (name == "assumed")
 
 
-def expected_cell(value: Any) -> str:
-    """A value as a cell of CSV has it."""
+def expected_cell(value: Any) -> Any:
+    """A value as a cell of CSV has it; what has parts is read back."""
     if isinstance(value, dict):
-        return json.dumps(value, separators=(",", ":"))
+        return value
     return "" if value is None else str(value)
 
 
@@ -167,11 +169,12 @@ def test_csv_and_parquet_hold_the_same(places: dict[str, Place], name: str) -> N
     expected = joined(place.out)
     _, told = dataset(place, "--no-check", name="x.csv")
     with Path(told["file"]).open(newline="") as file:
-        cells = list(csv.DictReader(file))
+        cells: list[dict[str, Any]] = list(csv.DictReader(file))
     times = ("time", "label_time")
     for row in cells:
         for column in times:
             row[column] = row[column].replace("+00:00", "Z")
+        row["prediction"] = json.loads(row["prediction"]) if row["prediction"].startswith("{") else row["prediction"]
     wanted = [{column: expected_cell(value) for column, value in row.items()} for row in expected]
     assert sorted(map(repr, cells)) == sorted(map(repr, wanted))
     _, told = dataset(place, "--no-check", name="x.parquet")
@@ -298,7 +301,7 @@ def test_while_the_run_goes_on_nothing_is_skewed(tmp_path: Path) -> None:
             if (place.out / "predictions.jsonl").exists() and list(place.out.glob("state/checkpoints/*.json")):
                 break
             assert process.poll() is None, process.communicate()[0]
-            running_wait()
+            time.sleep(0.05)
         for number in range(3):
             code, told = dataset(place, name=f"{number}.jsonl")
             assert code == 0, told
@@ -310,17 +313,8 @@ def test_while_the_run_goes_on_nothing_is_skewed(tmp_path: Path) -> None:
         process.communicate()
 
 
-def running_wait() -> None:
-    """A moment."""
-    import time
-
-    time.sleep(0.05)
-
-
 def forged(place: Place, name: str, change: Callable[[Path, int], None]) -> tuple[dict[str, Any], Path]:
     """A copy of a run in which something was changed of payment 123; what the dataset tells."""
-    import shutil
-
     out = place.path / name
     shutil.copytree(place.out, out)
     change(out, 123)

@@ -134,15 +134,19 @@ def test_the_job_file_is_found_where_it_was_or_asked_for(source: Kind, tmp_path:
 
 @pytest.mark.parametrize(("name", "key", "wanted"), [
     ("global", None, (0, 1, 50, 99, 100, 101, 250, 299, 300, 301, 400)),
-    ("arrival", None, (1, 137, 399)),
+    ("arrival", None, (1, 137, 240)),
     ("per shop", "s1", (0, 1, 19, 20, 21, 75, 76, 100)),
     ("unsupervised", None, (0, 1, 99, 100, 137, 400)),
-    ("factors", None, (1, 100, 137, 400)),
+    ("factors", None, (1, 100, 137, 240)),
 ])  # fmt: skip
 def test_every_version_is_the_model_of_a_plain_loop(
     kinds: dict[str, Kind], monkeypatch: pytest.MonkeyPatch, name: str, key: str | None, wanted: tuple[int, ...]
 ) -> None:
-    """Between keyframes and on them, whatever the run went through: after as many examples it is the same model."""
+    """Between keyframes and on them: after as many examples it is the same model.
+
+    At its first end of input the run answered what was open, which the loop does later: with late events, and where a
+    model changes when it is asked, the two go different ways from there on.
+    """
     kind, found = kinds[name], {}
     job = kind.job()
 
@@ -165,7 +169,7 @@ def test_every_version_is_the_model_of_a_plain_loop(
             expected = pickle.loads(found[version]) if version else job.model
             assert first_difference(shown.model, expected, "model") is None, version
             assert (shown.examples, shown.version) == (version, str(version))
-        with pytest.raises(StateError, match="has learned|there was never"):
+        with pytest.raises(StateError, match=r"has learned|there was never"):
             models.show("1000", key)
         assert models.show("latest", key).examples == max(found)
 
@@ -377,8 +381,8 @@ def test_a_bundle_that_does_not_fit_is_refused_before_anything_is_written(
     if said is None:
         place.bundle.write_bytes(b"nonsense")
     assert (said or "no bundle, or damaged") in place.refused()
-    left = [path for path in place.out.rglob("*") if path.is_file() and path.name not in ("lock", "control", "run.lock")]
-    assert [path for path in left if path.suffix in (".sqlite3", ".bundle", ".json", ".log")] == []
+    written = (".sqlite3", ".bundle", ".json", ".log")
+    assert [path for path in place.out.rglob("*") if path.suffix in written] == []
 
 
 def test_a_bundle_that_comes_goes_or_changes_later(source: Kind, begun: Warm, tmp_path: Path) -> None:

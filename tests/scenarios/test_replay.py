@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -24,7 +25,7 @@ from tests.scenarios.replaying import DELAYED, STREAM, Original, files, millrace
 
 LINEAR = "linear_model.LogisticRegression()"
 LATENESS = 'lateness="1h"'
-MORE = ("[Fields(", 'Entity("shop", [Count(), Max("amount")], over="6h", name="more"), Fields(')
+MORE = ("[Fields(", '[Entity("shop", [Count(), Max("amount")], over="6h", name="more"), Fields(')
 
 
 @pytest.fixture(scope="module", params=["event_time", "arrival"])
@@ -336,7 +337,7 @@ def test_corrected_labels(run: Original, tmp_path: Path, name: str) -> None:
     run.replay(tmp_path / "other", "--labels", str(corrected))
     log = [json.loads(json.dumps(entry.pulls).replace("labels.jsonl", name)) for entry in run.log()]
     entries = [
-        replaying.msgspec.structs.replace(entry, pulls=[(part, count) for part, count in pulls])
+        msgspec.structs.replace(entry, pulls=[(part, count) for part, count in pulls])
         for entry, pulls in zip(run.log(), log, strict=True)
     ]
     assert outputs(tmp_path / "other") == plain(run.file, entries, regroup=True, labels=corrected)
