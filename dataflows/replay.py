@@ -119,6 +119,13 @@ class PlainRun:
 
     def __init__(self, job: Job, reader: Reader, bundle: Bundle | None = None) -> None:
         self.reader = reader
+        try:
+            self._begin(job, bundle)
+        except BaseException:
+            reader.close()
+            raise
+
+    def _begin(self, job: Job, bundle: Bundle | None) -> None:
         self.admit = Admit(job)
         names = [f"features_{name}" for name in entity_step_names(job)]
         kept: dict[str, list[Part]] = {}

@@ -14,7 +14,6 @@ import pytest
 from river import linear_model, preprocessing, tree
 from typer.testing import CliRunner
 
-from dataflows import bundle as bundles
 from dataflows.bundle import FORMAT, Bundle, models_of, read_about, read_bundle, warm_models, write_bundle
 from dataflows.changes import describe
 from dataflows.cli import app
@@ -200,9 +199,10 @@ def test_what_is_no_model_is_refused(made: Bundle, tmp_path: Path, models: Any) 
         read_bundle(tmp_path / "x.bundle", declared())
 
 
-@pytest.mark.parametrize("features", [{"features_card": each} for each in (5, [(1, 2)], [((), "", 3)], [((), "", {})])])
-def test_what_are_no_features_is_refused(made: Bundle, tmp_path: Path, features: Any) -> None:
+@pytest.mark.parametrize("parts", [5, [(1, 2)], [((), "", 3)], [((), "", {})]])
+def test_what_are_no_features_is_refused(made: Bundle, tmp_path: Path, parts: Any) -> None:
     """As with models."""
+    features = {"features_card": parts}
     write_bundle(tmp_path / "x.bundle", made._replace(features=features))
     with pytest.raises(JobError, match="another job"):
         read_bundle(tmp_path / "x.bundle", declared())
@@ -238,7 +238,7 @@ def test_a_bundle_is_written_whole_or_not_at_all(made: Bundle, path: Path, monke
     def fail(*arguments: Any) -> None:
         raise OSError("full")
 
-    monkeypatch.setattr(bundles.zipfile.ZipFile, "writestr", fail)
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", fail)
     with pytest.raises(OSError, match="full"):
         write_bundle(path, made)
     assert [file.read_bytes() for file in path.parent.iterdir()] == [before]

@@ -385,7 +385,7 @@ def test_what_is_not_kept_any_more_is_no_skew(tmp_path: Path) -> None:
     place.run()
     code, told = dataset(place)
     assert code == 0, told
-    assert 100 < told["rows"] < 400
+    assert 50 < told["rows"] < 400
     assert told["skew"]["not_kept"] == 400 - told["rows"]
     assert in_order(lines(told["file"])) == joined(place.out)[-told["rows"] :]
 

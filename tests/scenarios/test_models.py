@@ -30,7 +30,7 @@ KINDS: dict[str, list[tuple[str, str]]] = {
     "arrival": [ARRIVAL],
     "per shop": [PER_SHOP],
     "unsupervised": [UNSUPERVISED],
-    "factors": [(MODEL, "facto.FMClassifier(n_factors=3, seed=7)")],
+    "factors": [(MODEL, "preprocessing.StandardScaler() | facto.FMClassifier(n_factors=3, seed=7)")],
 }
 BEFORE, NEXT = 300, 400
 
