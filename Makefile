@@ -14,7 +14,7 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench chaos chaos-kafka venv clean
+.PHONY: help demo test thorough check bench chaos chaos-kafka venv clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ demo: venv ## simulate card payments, learn to spot fraud, show how well
 
 test: venv ## run all tests, doctests and documents
 	@$(BIN)/python -m pytest $(ARGS)
+
+thorough: venv ## run the tests of more variants and crashes that `make test` leaves out
+	@$(BIN)/python -m pytest -m thorough $(ARGS)
 
 check: venv ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -112,7 +112,10 @@ def last_batch(job: Job, run: RunDirectory, place: Place) -> int:
     if place.moment is None and place.batch is None:
         return place.manifest.batch
     if place.moment is None:
-        last = max((e.number for e in chain(run, place.branch, place.batch).after(0)), default=0)
+        last = max(
+            (e.number for e in chain(run, place.branch, place.batch).after(place.manifest.batch)),
+            default=place.manifest.batch,
+        )
         if last != place.batch:
             raise StateError(f"batch {place.batch} is not in the order log; the last is {last}")
         return last

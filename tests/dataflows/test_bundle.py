@@ -253,7 +253,7 @@ class Desk:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = path / f"desk_{abs(hash(str(path)))}.py"
-        text = JOB.replace('delay="10m"', 'delay="0s"').replace("EVENTS", "/nowhere").replace(', SHOP]', "]")
+        text = JOB.replace('delay="10m"', 'delay="0s"').replace("EVENTS", "/nowhere").replace(", SHOP]", "]")
         self.file.write_text(text)
         from dataflows.runtime import load_job
 

@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from dataflows.checkpoints import Checkpoints
 from dataflows.job import Job
@@ -155,3 +158,20 @@ def command(*words: str, cwd: Path = running.ROOT) -> subprocess.CompletedProces
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+class Made(dict[str, Any]):
+    """What is made when it is first asked for, by name."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = self._make(name)
+        return self[name]
+
+
+def some(names: Iterable[str], *always: str) -> list[Any]:
+    """Parameters of which most are run by `make thorough` only."""
+    return [name if name in always else pytest.param(name, marks=pytest.mark.thorough) for name in names]

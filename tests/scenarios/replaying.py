@@ -84,7 +84,7 @@ STEP_S = 600
 def write_inputs(events: Path, labels: Path, count: int = 600, mixed: float = 4.0) -> None:
     """Payments each ten minutes and verdicts hours later, a little out of order, a few damaged or far too late."""
     rng = random.Random(11)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": i, "t": i * STEP_S, "card": f"c{i % 11}", "shop": f"s{i % 5}", "amount": i * 37 % 101,
             "fraud": i % 7 == 3,

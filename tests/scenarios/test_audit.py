@@ -609,6 +609,7 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return {kind: future.result() for kind, future in begun.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_of_all_kinds_are_made_again(audits: dict[str, Any], kind: str) -> None:
     """Whatever learns, however it is asked and taught: after a kill all of it is equal, and so are keyframes, models
@@ -649,6 +650,7 @@ def test_predictions_of_all_branches_are_made_again(branched: Place) -> None:
     assert (code, "there is no branch 7" in said) == (1, True)
 
 
+@pytest.mark.thorough
 def test_other_models_in_the_middle_are_made_again(branched: Place) -> None:
     """The job declares its model of now alone; the one before is in the log, and taught questions go to the new one."""
     every = ("every=200", "every=60")
@@ -667,6 +669,7 @@ def test_other_models_in_the_middle_are_made_again(branched: Place) -> None:
     assert branched.all_equal()["published"]["predictions"] == FEW
 
 
+@pytest.mark.thorough
 def test_features_that_came_in_the_middle_are_no_difference(branched: Place) -> None:
     """Questions asked with fewer features are learned from as they were asked."""
     branched.declare(("every=200", "every=60"), ("CARD, SHOP]", "CARD, SHOP, LARGE]"))
@@ -702,6 +705,7 @@ def test_what_is_not_kept_any_more_is_counted_and_not_wrong(tmp_path: Path) -> N
     assert place.audit("1199")[1]["equal"]
 
 
+@pytest.mark.thorough
 def test_models_per_entity_are_cut_off_too(tmp_path: Path) -> None:
     """With keep= and a model per card, some older and some younger than what is kept: none is wrong, most is equal."""
     events = payments(1200)
@@ -720,6 +724,7 @@ def test_models_per_entity_are_cut_off_too(tmp_path: Path) -> None:
     assert (code, found.get("wrong"), found["asked"]) == (0, [], found["equal"]), said
 
 
+@pytest.mark.thorough
 def test_thinned_keyframes_are_no_hindrance(tmp_path: Path) -> None:
     """Of older keyframes each tenth is left: more is learned again, and all is equal."""
     place = Place(tmp_path / "place", ("every=200", "every=10, frames=3"), events=payments(FEW))
@@ -748,6 +753,7 @@ def test_a_job_that_keeps_no_log_says_so(tmp_path: Path) -> None:
 # -- how it is asked
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_can_be_audited(tmp_path: Path) -> None:
     """While it reads, learns and drops checkpoints, what it has said so far is equal."""
     place = Place(tmp_path / "place", events=payments(6000))
@@ -785,6 +791,7 @@ def test_an_id_is_found_as_the_events_have_it(branched: Place) -> None:
         assert (code, reason in said) == (1, True), said
 
 
+@pytest.mark.thorough
 def test_ids_of_text_ids_asked_twice_and_events_without(tmp_path: Path) -> None:
     """Text ids, each used twice because nobody remembers them; and events that have no id of their own."""
     events = payments(300)

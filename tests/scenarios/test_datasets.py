@@ -11,7 +11,6 @@ import shutil
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.scenarios import running
-from tests.scenarios.learning import ARRIVAL, FIELDS, LABEL, MODEL, PER_SHOP, Place, command, payments
+from tests.scenarios.learning import ARRIVAL, FIELDS, LABEL, MODEL, PER_SHOP, Made, Place, command, payments, some
 from tests.scenarios.test_audit import change_feature, change_label
 from tests.scenarios.test_keystone import kill_all
 
@@ -84,11 +83,9 @@ def run_variant(path: Path, name: str) -> Place:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Place]:
-    """A run of each kind. Side by side: most of it is waiting."""
+    """A run of each kind."""
     path = tmp_path_factory.mktemp("datasets")
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        found = [pool.submit(run_variant, path / name.replace(" ", "_"), name) for name in VARIANTS]
-        return {name: future.result() for name, future in zip(VARIANTS, found, strict=True)}
+    return Made(lambda name: run_variant(path / name.replace(" ", "_"), name))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +142,7 @@ def assert_whole(place: Place, *options: str) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", some(VARIANTS, "global", "arrival", "mixed"))
 def test_rows_are_predictions_and_outcomes_joined(places: dict[str, Place], name: str) -> None:
     """Whatever model and label a job has: all columns, floats exactly, and no skew."""
     rows = assert_whole(places[name])
@@ -162,7 +159,7 @@ def expected_cell(value: Any) -> Any:
     return "" if value is None else str(value)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", some(VARIANTS, "mixed"))
 def test_csv_and_parquet_hold_the_same(places: dict[str, Place], name: str) -> None:
     """Read with other programs, every cell is that of the join; numbers are numbers where all of a column are."""
     place = places[name]
@@ -222,6 +219,7 @@ def test_an_empty_span_gives_an_empty_file(plain: Place, suffix: str) -> None:
         assert Path(told["file"]).read_bytes() == b""
 
 
+@pytest.mark.thorough
 def test_a_killed_run_has_every_row_once(tmp_path: Path) -> None:
     """Killed with -9 twice and resumed; before the resume too the file agrees with itself."""
     place = Place(tmp_path, ARRIVAL, events=200)
@@ -266,6 +264,7 @@ def test_features_that_were_added_are_missing_before(tmp_path: Path) -> None:
     assert list(values)[-len(OWN) :] == list(OWN)
 
 
+@pytest.mark.thorough
 def test_features_that_went_are_missing_after(tmp_path: Path) -> None:
     """A feature that the job has no more stays a column, with the values it had."""
     place = Place(tmp_path, (FIELDS, 'Fields("amount", "y")'))
@@ -278,6 +277,7 @@ def test_features_that_went_are_missing_after(tmp_path: Path) -> None:
     assert parquet.read_table(told["file"]).to_pydict()["y"] == [i % 7 for i in range(400)] + [None] * 100
 
 
+@pytest.mark.thorough
 def test_models_that_began_anew_keep_their_names(tmp_path: Path) -> None:
     """With another model, and one for each shop, rows from before name the model that answered then."""
     place = Place(tmp_path)
@@ -290,6 +290,7 @@ def test_models_that_began_anew_keep_their_names(tmp_path: Path) -> None:
     assert names == {"LogisticRegression", *(f"HoeffdingTreeClassifier/shop=s{i}" for i in range(4))}
 
 
+@pytest.mark.thorough
 def test_while_the_run_goes_on_nothing_is_skewed(tmp_path: Path) -> None:
     """The learn log, the order log and the outputs are at different places, and the file agrees with itself."""
     place = Place(tmp_path, events=3000)
@@ -369,6 +370,7 @@ def test_an_input_that_was_changed_since_is_told(tmp_path: Path) -> None:
     assert "300" in done.stderr or "events.jsonl" in done.stderr
 
 
+@pytest.mark.thorough
 def test_code_that_was_changed_since_is_told(tmp_path: Path) -> None:
     """A function of the job that gives something else by now: trained again, the model would not be what it is."""
     place = Place(tmp_path, (FIELDS, 'Fields("amount"), Derived(lambda e: e.amount * 2, "double")'))
@@ -379,6 +381,7 @@ def test_code_that_was_changed_since_is_told(tmp_path: Path) -> None:
     assert "double" in told["skew"]["unlike"][0]["columns"]
 
 
+@pytest.mark.thorough
 def test_what_is_not_kept_any_more_is_no_skew(tmp_path: Path) -> None:
     """With a retention the file has the newest rows; that the older ones are gone is said."""
     place = Place(tmp_path, ("Audit(every=100)", 'Audit(every=100, keep="20m")'))

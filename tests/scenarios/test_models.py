@@ -7,7 +7,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from dataflows.models import Models
 from dataflows.settings import RunDirectory
 from dataflows.state import StateError
 from tests.scenarios import running
-from tests.scenarios.learning import ARRIVAL, MODEL, PER_SHOP, Place, command, payments
+from tests.scenarios.learning import ARRIVAL, MODEL, PER_SHOP, Made, Place, command, payments, some
 
-UNSUPERVISED = (MODEL, "preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(n_trees=3, height=3, window_size=20, seed=1)")  # noqa: E501
+UNSUPERVISED = (
+    MODEL,
+    "preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(n_trees=3, height=3, window_size=20, seed=1)",
+)
 KINDS: dict[str, list[tuple[str, str]]] = {
     "global": [],
     "arrival": [ARRIVAL],
@@ -55,11 +57,9 @@ class Kind(Place):
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
-    """A run of each kind. Side by side: most of it is waiting."""
+    """A run of each kind."""
     path = tmp_path_factory.mktemp("models")
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        found = [pool.submit(Kind, path / name.replace(" ", "_"), *KINDS[name]) for name in KINDS]
-        return {name: future.result() for name, future in zip(KINDS, found, strict=True)}
+    return Made(lambda name: Kind(path / name.replace(" ", "_"), *KINDS[name]))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def elsewhere(kind: Place, path: Path, events: list[dict[str, Any]], bundle: Pat
     return "score", "b.bundle", "next.jsonl", "--job", kind.file.name
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", some(KINDS, "global", "arrival"))
 def test_a_bundle_scores_as_the_run_that_goes_on(kinds: dict[str, Kind], tmp_path: Path, name: str) -> None:
     """On another machine the next events get to the last bit what the run says to them, and the model goes on too."""
     kind = kinds[name]
@@ -136,8 +136,8 @@ def test_the_job_file_is_found_where_it_was_or_asked_for(source: Kind, tmp_path:
     ("global", None, (0, 1, 50, 99, 100, 101, 250, 299, 300, 301, 400)),
     ("arrival", None, (1, 137, 240)),
     ("per shop", "s1", (0, 1, 19, 20, 21, 75, 76, 100)),
-    ("unsupervised", None, (0, 1, 99, 100, 137, 400)),
-    ("factors", None, (1, 100, 137, 240)),
+    pytest.param("unsupervised", None, (0, 1, 99, 100, 137, 400), marks=pytest.mark.thorough),
+    pytest.param("factors", None, (1, 100, 137, 240), marks=pytest.mark.thorough),
 ])  # fmt: skip
 def test_every_version_is_the_model_of_a_plain_loop(
     kinds: dict[str, Kind], monkeypatch: pytest.MonkeyPatch, name: str, key: str | None, wanted: tuple[int, ...]
@@ -238,6 +238,7 @@ def test_a_model_per_entity_has_its_own_versions(kinds: dict[str, Kind]) -> None
     assert len(told(kinds["per shop"])) == 20
 
 
+@pytest.mark.thorough
 def test_versions_before_a_reset_and_on_branches(tmp_path: Path) -> None:
     """Models that began anew count from 0; those before are named by which they were; the commit is noted."""
     place = Place(tmp_path)
@@ -303,6 +304,7 @@ def test_a_job_begins_with_a_bundle(begun: Warm, source: Kind) -> None:
     assert "all 150 rows are the same" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_killed_and_without_its_bundle_it_is_the_same(begun: Warm, source: Kind, tmp_path: Path) -> None:
     """After kill -9 the run goes on from its own copy of the bundle, as undisturbed; so does a replay of it."""
     place = Warm(tmp_path / "b", source.bundle, events=60)
@@ -327,7 +329,9 @@ def test_play_and_the_engine_alone_begin_with_it_too(begun: Warm, tmp_path: Path
     said = [record for record in begun.job().play() if KIND_OF[type(record)] == "predictions"]
     assert encode_lines(said) == expected
     flow = tmp_path / "flow_job.py"
-    text = begun.file.read_text().replace("    warm_start=", f"    outputs=Outputs(directory='{tmp_path}/out'),\n    warm_start=")  # noqa: E501
+    text = begun.file.read_text().replace(
+        "    warm_start=", f"    outputs=Outputs(directory='{tmp_path}/out'),\n    warm_start="
+    )
     flow.write_text(text + "\nfrom dataflows.flow import dataflow\nflow = dataflow(job)\n")
     subprocess.run(
         [sys.executable, "-m", "bytewax.run", "flow_job:flow"], cwd=tmp_path, check=True, timeout=60,
@@ -336,6 +340,7 @@ def test_play_and_the_engine_alone_begin_with_it_too(begun: Warm, tmp_path: Path
     assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == expected
 
 
+@pytest.mark.thorough
 def test_a_bootstrap_begins_with_it(begun: Warm, source: Kind, tmp_path: Path) -> None:
     """Computed over the history of another run, the models begin as the bundle's."""
     out = tmp_path / "boot"
@@ -345,6 +350,7 @@ def test_a_bootstrap_begins_with_it(begun: Warm, source: Kind, tmp_path: Path) -
     assert history.read_bytes() == (begun.out / "predictions.jsonl").read_bytes()
 
 
+@pytest.mark.thorough
 def test_models_per_entity_begin_with_a_global_bundle_or_with_their_own(
     kinds: dict[str, Kind], source: Kind, tmp_path: Path
 ) -> None:
@@ -385,6 +391,7 @@ def test_a_bundle_that_does_not_fit_is_refused_before_anything_is_written(
     assert [path for path in place.out.rglob("*") if path.suffix in written] == []
 
 
+@pytest.mark.thorough
 def test_a_bundle_that_comes_goes_or_changes_later(source: Kind, begun: Warm, tmp_path: Path) -> None:
     """Declared after the start, or not any more: refused with a hint; with --reset learner the models begin so."""
     place = Place(tmp_path / "a", events=BEFORE)

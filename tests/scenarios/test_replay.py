@@ -133,6 +133,7 @@ def run_replay(run: Original, source: Path, output: Path, *options: str, fails: 
     return millrace("replay", str(run.file), "--directory", str(source), "--output", str(output), *options, fails=fails)
 
 
+@pytest.mark.thorough
 def test_a_killed_replay_goes_on_with_the_same_command(run: Original, tmp_path: Path) -> None:
     """Killed -9 at several moments, then the same command: the same bytes; `latest` stays what it was."""
     words = ["replay", str(run.file), "--directory", str(run.out), "--output", str(tmp_path / "again")]
@@ -154,6 +155,7 @@ def test_a_killed_replay_goes_on_with_the_same_command(run: Original, tmp_path: 
     assert "another --output" in run.replay(tmp_path / "again", "--from", "1-4", fails=True)
 
 
+@pytest.mark.thorough
 def test_a_fork_killed_while_its_rows_are_copied_is_made_again(run: Original, tmp_path: Path) -> None:
     """Files of rows, branches and an order log without a job: the same command begins anew there."""
     manifest = run.checkpoint(0.5)
@@ -168,6 +170,7 @@ def test_a_fork_killed_while_its_rows_are_copied_is_made_again(run: Original, tm
     assert outputs(target.path) == wanted == tail(run, manifest)
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_meanwhile_can_be_replayed(tmp_path: Path) -> None:
     """While a run follows its inputs, drops checkpoints and prunes, replays of it are exact."""
     live = Original(tmp_path)
@@ -206,11 +209,12 @@ def test_a_run_that_goes_on_meanwhile_can_be_replayed(tmp_path: Path) -> None:
     assert again["predictions"].count(b"\n") > 200
     for kind, content in again.items():
         assert written[kind].startswith(content)
-        assert half[kind] in written[kind]
+        assert half.get(kind, b"") in written[kind]
     live.replay(tmp_path / "all")  # what came since
     assert outputs(tmp_path / "all") == live.outputs()
 
 
+@pytest.mark.thorough
 def test_each_way_of_a_run_with_branches_can_be_gone_again(tmp_path: Path) -> None:
     """After going back: the newest way, the one that was left, and a time on either."""
     run = Original(tmp_path)
@@ -283,6 +287,7 @@ def test_another_model_over_the_same_order(run: Original, tmp_path: Path) -> Non
     assert_diff(run.out, tmp_path / "other")
 
 
+@pytest.mark.thorough
 def test_the_same_model_differs_in_nothing(run: Original, tmp_path: Path) -> None:
     """A copy of the job file over the same order log gives the same bytes, and the diff says so by its exit code."""
     run.replay(tmp_path / "same", "--with", str(run.changed("copy")), "--workers", "2")
@@ -295,10 +300,13 @@ def test_labels_two_days_earlier(delayed: Original, tmp_path: Path) -> None:
     other = delayed.changed("earlier", ('delay="3d"', 'delay="1d"'))
     delayed.replay(tmp_path / "other", "--with", str(other))
     job = replaying.load(other)
-    assert outputs(tmp_path / "other") == replaying.by_kind(job.play(), job) | {"rejects": b""}
+    assert outputs(tmp_path / "other") == {
+        kind: some for kind, some in replaying.by_kind(job.play(), job).items() if some
+    }
     assert_diff(delayed.out, tmp_path / "other")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lateness", ["1m", "5h"])
 def test_another_lateness(run: Original, tmp_path: Path, lateness: str) -> None:
     """Held back longer or less long, all events are answered as by the changed job, played over everything."""
@@ -309,7 +317,8 @@ def test_another_lateness(run: Original, tmp_path: Path, lateness: str) -> None:
     rejects = [sorted(some.pop("rejects").splitlines()) for some in (found, wanted)]  # those of a batch come first
     assert found == wanted
     assert rejects[0] == rejects[1]
-    assert outputs(tmp_path / "other")["predictions"] != run.outputs()["predictions"]
+    if lateness == "1m":  # more comes too late; nothing comes later than an hour
+        assert outputs(tmp_path / "other")["predictions"] != run.outputs()["predictions"]
     assert_diff(run.out, tmp_path / "other")
     at = "1970-01-03T02:00:05Z"  # between checkpoints of a directory whose batches are other ones
     past, job = job.at(at, tmp_path / "other"), job
@@ -320,6 +329,7 @@ def test_another_lateness(run: Original, tmp_path: Path, lateness: str) -> None:
         past.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["corrected.jsonl", "labels.jsonl"])
 def test_corrected_labels(run: Original, tmp_path: Path, name: str) -> None:
     """Other verdicts, other times and one that was broken before: as many lines, and the changed truth."""
@@ -348,6 +358,7 @@ def test_corrected_labels(run: Original, tmp_path: Path, name: str) -> None:
     assert "--from start" in said or "cut or replaced" in said
 
 
+@pytest.mark.thorough
 def test_a_change_from_the_middle_is_taken_up_or_refused(run: Original, tmp_path: Path) -> None:
     """A feature more begins empty there; another model needs --reset learner, and with it the replay works."""
     origin = ("--from", str(run.checkpoint(0.5).version))
@@ -403,6 +414,7 @@ def test_what_was_known_at_a_time_of_the_clock(run: Original) -> None:
             look("state", str(run.file), *options, *where)
 
 
+@pytest.mark.thorough
 def test_a_run_without_batches_gives_none(tmp_path: Path) -> None:
     """Of empty inputs nothing is made again, without an error."""
     empty = Original(tmp_path)
