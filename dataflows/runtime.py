@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from dataflows.bundle import models_of
 from dataflows.changes import describe, expiry
 from dataflows.checkpoints import Agent
 from dataflows.connectors import Kafka, Stdin
@@ -245,6 +246,7 @@ class Launcher:
         self._run.state.mkdir(parents=True, exist_ok=True)
         lock = lock_state(self._run.state)
         if self._fresh:
+            models_of(self._job)  # what cannot be begun with must not cost the state that is there
             clear(self._job, self.directory)
         before = [signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)]
         try:

@@ -114,10 +114,8 @@ def test_any_batch_can_be_opened(run: Run, number: int) -> None:
         past.close()
 
 
-@pytest.mark.parametrize("second", [0, 5, 10, 1234, 1390, 1400, 1401, 4567, 8000, 8989, 99_999])
-def test_any_event_time_can_be_asked_for(run: Run, second: int) -> None:
-    """By event time: all events up to then and no other; in order of arrival: the last batch before a later one."""
-    moment = second * 1_000_000
+def up_to(run: Run, moment: int) -> list[Batch]:
+    """The batches of a fresh run whose input is cut at an event time; in order of arrival: cut at the batch."""
     batches: list[Batch] = []
     for batch in run.batches():
         inside = [item for item in batch.items if item[0] <= moment]
@@ -127,11 +125,30 @@ def test_any_event_time_can_be_asked_for(run: Run, second: int) -> None:
         if run.job.time.order == "event_time":
             batches.append(Batch(batch.number, inside, batch.rejects, batch.watermark, False))
         break
+    return batches
+
+
+@pytest.mark.parametrize("second", [0, 5, 10, 1234, 1390, 1400, 1401, 4567, 8000, 8989, 99_999])
+def test_any_event_time_can_be_asked_for(run: Run, second: int) -> None:
+    """By event time: all events up to then and no other; in order of arrival: the last batch before a later one."""
     past = run.at(f"1970-01-02T{(second - 86_400) // 3600:02d}:46:39Z" if second > 86_400 else _text(second))
     try:
-        assert_same(run, past, run.fresh(batches))
+        assert_same(run, past, run.fresh(up_to(run, second * 1_000_000)))
     finally:
         past.close()
+
+
+def test_twenty_random_times_are_those_of_fresh_runs(run: Run) -> None:
+    """Features, models, open questions and metrics, wherever between checkpoints the times fall, or on one."""
+    rng = random.Random(12)
+    clocks = [manifest.clock for manifest in Checkpoints(run.directory).all() if manifest.clock is not None]
+    moments = [rng.randrange(9_000) * 1_000_000 for _ in range(17)] + rng.sample(clocks, 3)
+    for moment in moments:
+        past = run.at(_text(moment // 1_000_000))
+        try:
+            assert_same(run, past, run.fresh(up_to(run, moment)))
+        finally:
+            past.close()
 
 
 def _text(second: int) -> str:

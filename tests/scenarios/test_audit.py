@@ -387,7 +387,7 @@ def forged(killed: Place, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(target)
 
 
-WAYS = [("--all",), ("--sample", "2500")]
+WAYS = [("--all",), pytest.param(("--sample", "2500"), marks=pytest.mark.thorough)]
 
 
 def suspects(text: str) -> list[int]:
@@ -488,7 +488,10 @@ def test_a_line_that_is_taken_out_or_put_in_is_named(killed: Place, forged: Path
     assert [(w["id"], "does not have" in w["what"]) for w in found["wrong"]] == [(987654, True), (1234, True)]
 
 
-@pytest.mark.parametrize("which", [0, 7, -1], ids=["first", "middle", "last"])
+@pytest.mark.parametrize(
+    "which", [pytest.param(0, marks=pytest.mark.thorough), 7, pytest.param(-1, marks=pytest.mark.thorough)],
+    ids=["first", "middle", "last"],
+)  # fmt: skip
 def test_a_chunk_that_is_taken_out_is_named(killed: Place, forged: Path, which: int) -> None:
     """Wherever it was, something says so, and near it."""
     [path] = learn_logs(forged)

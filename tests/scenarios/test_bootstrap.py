@@ -78,7 +78,7 @@ class Handover:
         return found
 
 
-@pytest.fixture(params=["event_time", "arrival"])
+@pytest.fixture(params=["event_time", pytest.param("arrival", marks=pytest.mark.thorough)])
 def handover(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Handover]:
     """An old job that runs, in each order."""
     made = Handover(tmp_path, request.param)
