@@ -23,7 +23,7 @@ from dataflows.events import EventId, Outcome, Prediction, encode, to_datetime
 from dataflows.job import Job, final_step
 from dataflows.learner import method_of, model_named
 from dataflows.learnlog import ASKED, FAILED, PROTOTYPE
-from dataflows.learnstore import Frame, LearnReader
+from dataflows.learnstore import Frame, LearnReader, open_logs
 from dataflows.likeness import first_difference
 from dataflows.pickles import names_of
 from dataflows.provenance import differences, provenance
@@ -46,7 +46,7 @@ from dataflows.relearn import (
 )
 from dataflows.settings import RunDirectory, Start, output_sinks, read_branches
 from dataflows.startup import read_job
-from dataflows.state import Lineage, StateError, Version
+from dataflows.state import StateError, Version
 from features.rows import key_of, key_text
 
 FINDINGS = 20
@@ -150,22 +150,11 @@ class Auditor:
         self._job = job
         self._run = run
         self._branch = _branch(run, branch)
-        way = Lineage([Version(*fork) for fork in self._branch.forks], Version(self._branch.branch, 0))
-        self.lineage = way.on_from_here()
-        paths = sorted(run.learned.glob("*.sqlite3"))
-        if not paths:
-            raise StateError(f"{run.learned} holds no learn log. Hint: was the job run with audit=None?")
+        self.lineage = self._branch.lineage.on_from_here()
         # Before the logs: what it holds is in them.
         self._manifest = self._newest_checkpoint()
         self._kinds: dict[int, _Kind] = {}
-        allowed = names_of(job)
-        self._logs: list[LearnReader] = []
-        try:
-            for path in paths:
-                self._logs.append(LearnReader(path, self.lineage, allowed))
-        except BaseException:
-            self.close()
-            raise
+        self._logs = open_logs(run, self.lineage, names_of(job))
         self._now = provenance(job, int(read_job(run)["groups"]) if run.job.exists() else 16)
 
     def close(self) -> None:

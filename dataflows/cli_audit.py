@@ -127,6 +127,8 @@ def _many(auditor: Auditor, sample: int | None, seed: int, as_json: bool) -> boo
     for kind, count in found.published.items():
         out.print(f"{kind} in the outputs: {count:,} compared", highlight=False)
     out.print(f"{found.relearned:,} examples learned again", highlight=False)
+    if sample is not None:
+        out.print("what the sample did not come to was not compared: --all does", style="dim", highlight=False)
     for wrong in found.wrong:
         of = "" if wrong.id is None else f"prediction {wrong.id!r}: "
         at = f"batch {wrong.batch}: " if wrong.batch.branch else ""

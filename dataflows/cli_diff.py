@@ -40,21 +40,20 @@ from dataflows.order import InputError
 
 # The same looks as those of `millrace backtest`.
 from dataflows.report import (
-    GRID,
-    INK,
     MISSING,
     PAGE,
     PLOT_ROWS,
     QUIET,
     STYLE,
     Series,
-    _date_axis,
-    _drawable,
-    _heading,
-    _limit,
-    _lonely,
-    _number,
-    _write,
+    date_axis,
+    drawable,
+    dress,
+    limit_axis,
+    lonely,
+    metric_heading,
+    number_text,
+    write_picture,
 )
 from dataflows.runtime import disk_hint
 
@@ -285,7 +284,7 @@ def _clock(moment: Moment) -> str:
 
 
 def _metric_cells(name: str, moment: Moment) -> tuple[Text, ...]:
-    cells = (_heading(name), _clock(moment), *_triple(moment.values.get(name, (None, None, None))))
+    cells = (metric_heading(name), _clock(moment), *_triple(moment.values.get(name, (None, None, None))))
     return tuple(map(Text, cells))
 
 
@@ -296,7 +295,7 @@ def _triple(values: Sequence[float | None]) -> tuple[str, str, str]:
     (('0.5000', '0.7500', '+0.25'), ('0.5000', '0.5000', '0'), ('–', '2.0000', '–'))
     """
     a, b, apart = values
-    return _number(a), _number(b), MISSING if apart is None else f"{apart:+.3g}" if apart else "0"
+    return number_text(a), number_text(b), MISSING if apart is None else f"{apart:+.3g}" if apart else "0"
 
 
 # -- plots
@@ -311,8 +310,8 @@ def plot(found: RunDiff, directory: Path) -> None:
         figure = _figure(found)
         figure.savefig(png, format="png", dpi=160)
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    _write(directory / "diff.png", png.getvalue())
-    _write(directory / "diff.html", _page(found, svg.getvalue()).encode())
+    write_picture(directory / "diff.png", png.getvalue())
+    write_picture(directory / "diff.html", _page(found, svg.getvalue()).encode())
 
 
 def run_names(a: str, b: str) -> tuple[str, str]:
@@ -358,7 +357,7 @@ def _figure(found: RunDiff) -> Any:
     for ax, name in zip(axes, names, strict=True):
         _draw(ax, name, {label_a: found.reports_a, label_b: found.reports_b})
     times = [_when(report) for report in (*found.reports_a, *found.reports_b)]
-    _date_axis(axes[-1], min(times), max(times))
+    date_axis(axes[-1], min(times), max(times))
     return figure
 
 
@@ -372,7 +371,7 @@ def _draw(ax: Axes, metric: str, runs: Mapping[str, Sequence[Metrics]]) -> None:
     drawn: list[float] = []
     for number, (label, reports) in enumerate(runs.items()):
         kept = spread(reports, PLOT_ROWS)
-        values = [_drawable(report.values.get(metric)) for report in kept]
+        values = [drawable(report.values.get(metric)) for report in kept]
         ax.plot(
             list(map(_when, kept)),
             values,
@@ -383,12 +382,12 @@ def _draw(ax: Axes, metric: str, runs: Mapping[str, Sequence[Metrics]]) -> None:
             solid_capstyle="round",
             marker="o",
             markersize=DOTS[number],
-            markevery=_lonely(values),
+            markevery=lonely(values),
         )
         rows += kept
         drawn += values
-    _dress(ax, metric, len(runs))
-    _limit(ax, [{"outcomes": report.outcomes} for report in rows], [Series(tuple(drawn))])
+    dress(ax, metric_heading(metric), len(runs))
+    limit_axis(ax, [{"outcomes": report.outcomes} for report in rows], [Series(tuple(drawn))])
 
 
 def _ending(label: str, values: Sequence[float]) -> str:
@@ -398,34 +397,16 @@ def _ending(label: str, values: Sequence[float]) -> str:
     'A: payments, 0.7500'
     """
     known = [value for value in values if not math.isnan(value)]
-    return f"{label}, {_number(known[-1])}" if known else label
-
-
-def _dress(ax: Axes, metric: str, lines: int) -> None:
-    ax.set_title(_heading(metric), loc="left", fontsize=10.5, weight="bold", color=INK, pad=8, parse_math=False)
-    legend = ax.legend(
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        ncols=lines,
-        frameon=False,
-        borderaxespad=0.2,
-        handlelength=1.4,
-        columnspacing=1.6,
-    )
-    for handle in legend.get_lines():
-        handle.set_marker("")
-    ax.grid(color=GRID, linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.spines["bottom"].set_color(GRID)
-    ax.tick_params(length=0, pad=6)
-    ax.ticklabel_format(axis="y", style="sci", scilimits=(-4, 6), useOffset=False)
+    return f"{label}, {number_text(known[-1])}" if known else label
 
 
 def _page(found: RunDiff, svg: str) -> str:
     names = _metric_names(found)
     title = " and ".join(run_names(found.a, found.b))
-    headings = ["event time (UTC)", *(f"{_heading(name)} {side}" for name in names for side in ("A", "B", "B − A"))]
+    headings = [
+        "event time (UTC)",
+        *(f"{metric_heading(name)} {side}" for name in names for side in ("A", "B", "B − A")),
+    ]
     return PAGE.format(
         title=html.escape(title),
         label=html.escape(f"{title}: {', '.join(names)} over event time."),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -29,12 +29,12 @@ from dataflows.history import Place, ReplayedState
 from dataflows.job import Job, JobError
 from dataflows.learner import Learner, model_named, shows_probability
 from dataflows.learnlog import ASKED, FAILED, OUTCOME, LearnLog, entries_of
-from dataflows.learnstore import LearnReader
+from dataflows.learnstore import LearnReader, open_logs
 from dataflows.models import names_of_models
 from dataflows.pickles import names_of
 from dataflows.settings import RunDirectory, Start, read_branches
 from dataflows.startup import read_job
-from dataflows.state import Lineage, StateError, Version, group_file
+from dataflows.state import Version, group_file
 
 SHOWN = 20
 """Rows that differ are shown, no more of them."""
@@ -138,25 +138,17 @@ class Dataset:
         self._probability = shows_probability(job)
         self._branches = read_branches(run)
         branch = self._branches[-1]
-        way = Lineage([Version(*fork) for fork in branch.forks], Version(branch.branch, 0)).on_from_here()
+        way = branch.lineage.on_from_here()
         # The learn log, the order log and the inputs are ahead of each other, but not at a checkpoint.
         known = [m for m in Checkpoints(run).all() if way.holds(m.version.number)]
         self._retained = sorted(known, key=lambda manifest: manifest.version)
         self._end = self._retained[-1].version if self._retained else Version(branch.branch, 0)
-        paths = sorted(run.learned.glob("*.sqlite3"))
-        if not paths:
-            raise StateError(f"{run.learned} holds no learn log. Hint: was the job run with audit=None?")
-        self._closing = ExitStack()
-        until = way.until(self._end)
-        try:
-            self._logs = [self._closing.enter_context(closing(LearnReader(p, until, names_of(job)))) for p in paths]
-        except BaseException:
-            self._closing.close()
-            raise
+        self._logs = open_logs(run, way.until(self._end), names_of(job))
 
     def close(self) -> None:
         """Give the logs up."""
-        self._closing.close()
+        for log in self._logs:
+            log.close()
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """As logged, by the questions' numbers: one key group of models after the other, in the order of questions."""

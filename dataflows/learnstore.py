@@ -15,7 +15,7 @@ import sqlite3
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -378,3 +378,17 @@ def _checksum(head: tuple[Any, ...], *parts: bytes) -> int:
     for part in parts:
         found = crc32(part, found)
     return found
+
+
+def open_logs(run: RunDirectory, lineage: Lineage, allowed: frozenset[Name]) -> list[LearnReader]:
+    """The learn logs of a run, one for each key group of models, along a way; to be closed by the caller.
+
+    Raises `StateError` where there is none, or one is damaged.
+    """
+    paths = sorted(run.learned.glob("*.sqlite3"))
+    if not paths:
+        raise StateError(f"{run.learned} holds no learn log. Hint: was the job run with audit=None?")
+    with ExitStack() as opened:
+        logs = [opened.enter_context(closing(LearnReader(path, lineage, allowed))) for path in paths]
+        opened.pop_all()  # all went well: they stay open
+    return logs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,14 +22,14 @@ from dataflows.history import open_state
 from dataflows.job import Job, JobError, final_step
 from dataflows.learner import model_named
 from dataflows.learnlog import PROTOTYPE
-from dataflows.learnstore import Frame, LearnReader
+from dataflows.learnstore import Frame, LearnReader, open_logs
 from dataflows.pickles import names_of
 from dataflows.query import PastState
 from dataflows.relearn import END, Broken, Relearning, Said, Segment, Taught
 from dataflows.rows import key_group
 from dataflows.settings import RunDirectory, Start, read_branches
 from dataflows.startup import read_job
-from dataflows.state import Lineage, StateError, Version, group_file
+from dataflows.state import StateError, Version, group_file
 from features.rows import key_of, key_text
 
 _VERSION = re.compile(r"(?:(\d+):)?(\d+)")
@@ -90,23 +90,15 @@ class Models:
         self._branches = read_branches(run)
         newest = self._branches[-1]
         self._begun = newest.layout.models
-        self._way = Lineage([Version(*fork) for fork in newest.forks], Version(newest.branch, 0))
-        paths = sorted(run.learned.glob("*.sqlite3"))
-        if not paths:
-            raise StateError(f"{run.learned} holds no learn log. Hint: was the job run with audit=None?")
-        self._closing = ExitStack()
-        way = self._way.on_from_here()
-        try:
-            self._logs = [self._closing.enter_context(closing(LearnReader(p, way, names_of(job)))) for p in paths]
-        except BaseException:
-            self._closing.close()
-            raise
+        self._way = newest.lineage.on_from_here()
+        self._logs = open_logs(run, self._way, names_of(job))
         self._states: dict[Version, dict[str, float | None]] = {}
         self._names: dict[LearnReader, Callable[[int, int, Any], str]] = {}
 
     def close(self) -> None:
         """Give the logs up."""
-        self._closing.close()
+        for log in self._logs:
+            log.close()
 
     def list(self, key: Any = None, limit: int = 20) -> list[Listed]:
         """The newest versions of a model, oldest first; without a key those of all models."""
@@ -261,7 +253,7 @@ class Models:
     # -- checkpoints around
 
     def _checkpoint(self, version: int) -> Manifest | None:
-        way = self._way.on_from_here()
+        way = self._way
         return max(
             (m for m in Checkpoints(self._run).all() if way.holds(m.version.number) and m.version.number <= version),
             key=lambda m: m.version,

@@ -71,7 +71,7 @@ class Series:
         """
         over = "since the start" if self.last is None else f"last {self.last:,}"
         known = [value for value in self.values if not math.isnan(value)]
-        return f"{over}: {_number(known[-1])}" if known else over
+        return f"{over}: {number_text(known[-1])}" if known else over
 
 
 def metric_table(rows: Iterable[Row], limit: int = TERMINAL_ROWS) -> Table:
@@ -86,7 +86,7 @@ def metric_table(rows: Iterable[Row], limit: int = TERMINAL_ROWS) -> Table:
     names = _names(ordered)
     table = Table(caption=_caption(ordered, shown), caption_justify="left")
     table.add_column(Text("event time (UTC)"), no_wrap=True)
-    for heading in ("outcomes", *map(_heading, names)):
+    for heading in ("outcomes", *map(metric_heading, names)):
         # Text, not str: a name with [brackets] is no markup.
         table.add_column(Text(heading), justify="right", overflow="fold")
     for cells in _cells(shown, names):
@@ -118,11 +118,12 @@ def plot_metrics(rows: Iterable[Row], path_png: Path | str, path_html: Path | st
         figure.savefig(png, format="png", dpi=160)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(svg, format="svg", metadata=nothing)
-    _write(Path(path_png), png.getvalue())
-    _write(Path(path_html), _page(ordered, title, svg.getvalue()).encode())
+    write_picture(Path(path_png), png.getvalue())
+    write_picture(Path(path_html), _page(ordered, title, svg.getvalue()).encode())
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_picture(path: Path, content: bytes) -> None:
+    """Write a file, and the directories on the way to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
@@ -149,10 +150,10 @@ def _names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row["values"]))
 
 
-def _heading(name: str) -> str:
+def metric_heading(name: str) -> str:
     """A metric's name as people read it.
 
-    >>> _heading("ROCAUC_rolling_1000")
+    >>> metric_heading("ROCAUC_rolling_1000")
     'ROCAUC last 1,000'
     """
     rolling = ROLLING.fullmatch(name)
@@ -166,15 +167,16 @@ def _value(value: Any) -> float:
     return float(value)
 
 
-def _drawable(value: Any) -> float:
+def drawable(value: Any) -> float:
+    """A value as a point: NaN, which is a gap, where there is none or no axis could hold it."""
     number = _value(value)
     return number if abs(number) < DRAWABLE else math.nan
 
 
-def _number(value: Any) -> str:
+def number_text(value: Any) -> str:
     """Four digits that matter.
 
-    >>> [_number(v) for v in (0.95, 0, 12345.678, 0.00012, None, float("nan"))]
+    >>> [number_text(v) for v in (0.95, 0, 12345.678, 0.00012, None, float("nan"))]
     ['0.9500', '0.0000', '12,345.7', '1.2e-04', '–', '–']
     """
     number = _value(value)
@@ -194,7 +196,7 @@ def _cells(rows: Iterable[Row], names: Sequence[str]) -> list[list[str]]:
         [
             f"{_moment(row['time']):%Y-%m-%d %H:%M:%S}",
             f"{row['outcomes']:,}",
-            *(_number(row["values"].get(name)) for name in names),
+            *(number_text(row["values"].get(name)) for name in names),
         ]
         for row in rows
     ]
@@ -225,7 +227,7 @@ def _panels(rows: Sequence[Row]) -> dict[str, list[Series]]:
     panels: dict[str, list[Series]] = {}
     for name in _names(rows):
         rolling = ROLLING.fullmatch(name)
-        values = tuple(_drawable(row["values"].get(name)) for row in rows)
+        values = tuple(drawable(row["values"].get(name)) for row in rows)
         series = Series(values, None if rolling is None else int(rolling["count"]))
         panels.setdefault(name if rolling is None else rolling["metric"], []).append(series)
     return {metric: sorted(lines, key=lambda line: line.last or 0) for metric, lines in panels.items()}
@@ -249,8 +251,8 @@ def _figure(rows: Sequence[Row], title: str) -> Figure:
     times = [_moment(row["time"]) for row in rows]
     for ax, (metric, lines) in zip(axes, panels.items(), strict=True):
         _draw(ax, metric, times, lines)
-        _limit(ax, rows, lines)
-    _date_axis(axes[-1], times[0], times[-1])
+        limit_axis(ax, rows, lines)
+    date_axis(axes[-1], times[0], times[-1])
     return figure
 
 
@@ -267,13 +269,18 @@ def _draw(ax: Axes, metric: str, times: Sequence[datetime], lines: Sequence[Seri
             solid_capstyle="round",
             marker="o",
             markersize=3.5,
-            markevery=_lonely(line.values),
+            markevery=lonely(line.values),
         )
-    ax.set_title(metric, loc="left", fontsize=10.5, weight="bold", color=INK, pad=8, parse_math=False)
+    dress(ax, metric, len(lines))
+
+
+def dress(ax: Axes, title: str, lines: int) -> None:
+    """Title, legend and axes of a panel with so many lines."""
+    ax.set_title(title, loc="left", fontsize=10.5, weight="bold", color=INK, pad=8, parse_math=False)
     legend = ax.legend(
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
-        ncols=len(lines),
+        ncols=lines,
         frameon=False,
         borderaxespad=0.2,
         handlelength=1.4,
@@ -289,10 +296,10 @@ def _draw(ax: Axes, metric: str, times: Sequence[datetime], lines: Sequence[Seri
     ax.ticklabel_format(axis="y", style="sci", scilimits=(-4, 6), useOffset=False)
 
 
-def _lonely(values: Sequence[float]) -> list[int]:
+def lonely(values: Sequence[float]) -> list[int]:
     """Where a value has no neighbour to draw a line to, so that it needs a dot.
 
-    >>> _lonely([1.0, math.nan, 2.0, 3.0, math.nan, 0.0])
+    >>> lonely([1.0, math.nan, 2.0, 3.0, math.nan, 0.0])
     [0, 5]
     """
     padded = [math.nan, *values, math.nan]
@@ -303,7 +310,7 @@ def _lonely(values: Sequence[float]) -> list[int]:
     ]
 
 
-def _limit(ax: Axes, rows: Sequence[Row], lines: Sequence[Series]) -> None:
+def limit_axis(ax: Axes, rows: Sequence[Row], lines: Sequence[Series]) -> None:
     """Fits the vertical axis to what came after the first, noisy outcomes."""
     enough = NOISY_SHARE * rows[-1]["outcomes"]
     settled = [
@@ -320,7 +327,8 @@ def _limit(ax: Axes, rows: Sequence[Row], lines: Sequence[Series]) -> None:
     ax.set_ylim(low - margin, high + margin)
 
 
-def _date_axis(ax: Axes, first: datetime, last: datetime) -> None:
+def date_axis(ax: Axes, first: datetime, last: datetime) -> None:
+    """Event time (UTC) below a panel."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     locator = AutoDateLocator(tz="UTC", minticks=4, maxticks=9)
@@ -379,7 +387,7 @@ th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 
 def _page(rows: Sequence[Row], title: str, svg: str) -> str:
     shown, names = _thin(rows, PAGE_ROWS), _names(rows)
-    headings = ("event time (UTC)", "outcomes", *map(_heading, names))
+    headings = ("event time (UTC)", "outcomes", *map(metric_heading, names))
     return PAGE.format(
         title=html.escape(title),
         label=html.escape(f"{title}: {', '.join(names)} over event time. {_summary(rows)}"),

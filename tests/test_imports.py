@@ -8,6 +8,17 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
+COMMANDS = {
+    "dataflows.cli",
+    "dataflows.cli_audit",
+    "dataflows.cli_models",
+    "dataflows.cli_dataset",
+    "dataflows.cli_replay",
+    "dataflows.cli_state",
+    "dataflows.cli_rejects",
+    "dataflows.cli_diff",
+}
+
 # Lower layers never import higher ones; modules of one layer may import each other. features, below all of
 # these, has a rule of its own.
 LAYERS = [
@@ -40,17 +51,7 @@ LAYERS = [
         "dataflows.models",
     },
     {"dataflows.runtime"},
-    {
-        "dataflows.cli",
-        "dataflows.cli_audit",
-        "dataflows.cli_models",
-        "dataflows.cli_dataset",
-        "dataflows.cli_replay",
-        "dataflows.cli_state",
-        "dataflows.cli_rejects",
-        "dataflows.cli_diff",
-        "dataflows.monitor",
-    },
+    {*COMMANDS, "dataflows.monitor"},
     {"dataflows.__main__"},
 ]
 # state ← recovery ← checkpoints ← startup
@@ -67,31 +68,8 @@ STORE = [
 BYTEWAX = ["dataflows.flow", "dataflows.runtime", "dataflows.recovery", "dataflows.connectors", "dataflows.testing"]
 KAFKA = ["dataflows.connectors.kafka"]
 # What only the command line and the entry point show or start.
-OF_CLI = {
-    "dataflows.report",
-    "dataflows.progress",
-    "dataflows.diff",
-    "dataflows.cli",
-    "dataflows.cli_audit",
-    "dataflows.cli_models",
-    "dataflows.cli_dataset",
-    "dataflows.cli_replay",
-    "dataflows.cli_state",
-    "dataflows.cli_rejects",
-    "dataflows.cli_diff",
-    "dataflows.monitor",
-}
-CLI = [
-    "dataflows.cli",
-    "dataflows.cli_audit",
-    "dataflows.cli_models",
-    "dataflows.cli_dataset",
-    "dataflows.cli_replay",
-    "dataflows.cli_state",
-    "dataflows.cli_rejects",
-    "dataflows.cli_diff",
-    "dataflows.__main__",
-]
+OF_CLI = {"dataflows.report", "dataflows.progress", "dataflows.diff", "dataflows.monitor", *COMMANDS}
+CLI = ["dataflows.__main__", *sorted(COMMANDS)]
 # The ways up that DESIGN.md wants itself: job.play(events) runs a declaration in a notebook, job.at(...) looks into its
 # state. Allowed inside a function only, so that importing the declaration does not load what runs it.
 LATE = ("dataflows.job", {"dataflows.replay", "dataflows.query", "dataflows.history"})
