@@ -9,17 +9,14 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
-from zlib import crc32
-
-import msgspec
 
 from dataflows.checkpoints import Checkpoints, Manifest
 from dataflows.connectors.files import Jsonl
-from dataflows.events import EventId, Outcome, Prediction, encode, to_datetime
+from dataflows.events import EventId, Outcome, Prediction, to_datetime
+from dataflows.findings import Findings, Trail, of_keyframe
 from dataflows.job import Job, final_step
 from dataflows.learner import method_of, model_named
 from dataflows.learnlog import ASKED, FAILED, PROTOTYPE
@@ -27,6 +24,7 @@ from dataflows.learnstore import Frame, LearnReader, open_logs
 from dataflows.likeness import first_difference
 from dataflows.pickles import names_of
 from dataflows.provenance import differences, provenance
+from dataflows.published import Asked, Published
 from dataflows.query import ModelState, PastState
 from dataflows.relearn import (
     END,
@@ -48,15 +46,6 @@ from dataflows.settings import RunDirectory, Start, output_sinks, read_branches
 from dataflows.startup import read_job
 from dataflows.state import StateError, Version
 from features.rows import key_of, key_text
-
-FINDINGS = 20
-"""Of more things that are wrong only the count is kept."""
-
-SUSPECTS = 5
-"""Examples that are named as possibly changed."""
-
-PUBLISHED = 2_000_000
-"""Records that are compared with the outputs at the most; their checksums are held in memory."""
 
 _STEP = 10_000
 """Predictions between two reports of progress."""
@@ -82,55 +71,6 @@ class Remade(NamedTuple):
     relearned: int
     last: Taught | None
     changed: list[str]
-
-
-class Wrong(NamedTuple):
-    """Something that is not as it was: where, of which prediction (None: of no single one), and what."""
-
-    batch: Version
-    id: EventId | None
-    text: str
-
-
-@dataclass
-class Findings:
-    """What a check of many predictions found.
-
-    `asked` were to be made again, `compared` are all that were, those on the way among them; `unknown` are those of
-    which the log does not have what was said, `unkept` those that were not asked for because what taught their model
-    is not kept any more. `broken` counts how often a model could not go on. `published` counts records of the outputs,
-    by kind, that were compared too.
-    """
-
-    asked: int = 0
-    equal: int = 0
-    compared: int = 0
-    compared_equal: int = 0
-    unknown: int = 0
-    unkept: int = 0
-    broken: int = 0
-    relearned: int = 0
-    keyframes: int = 0
-    keyframes_equal: int = 0
-    models: int = 0
-    models_equal: int = 0
-    checkpoint: str | None = None
-    published: dict[str, int] = field(default_factory=dict)
-    wrong: list[Wrong] = field(default_factory=list)
-    wrong_in_all: int = 0
-    changed: list[str] = field(default_factory=list)
-    outputs: list[tuple[EventId, Any]] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether everything is as it was."""
-        return not self.wrong_in_all and self.equal + self.unknown >= self.asked
-
-    def note(self, batch: int, id: EventId | None, text: str) -> None:
-        """Something is wrong."""
-        self.wrong_in_all += 1
-        if len(self.wrong) < FINDINGS:
-            self.wrong.append(Wrong(Version.of(batch), id, text))
 
 
 class Auditor:
@@ -246,7 +186,7 @@ class Auditor:
     ) -> Findings:
         """Make many predictions again and compare all there is to compare: `sample` of them drawn at random, or all."""
         found = Findings()
-        published = _Published(self)
+        published = Published(self)
         checkpoint = _Checkpoint(self._job, self._run, self._manifest, self.begun_at(self._manifest))
         try:
             for log, chosen in zip(self._logs, self._chosen(sample, seed), strict=True):
@@ -275,21 +215,21 @@ class Auditor:
 
     def _check_log(
         self, log: LearnReader, chosen: set[int] | None, found: Findings, checkpoint: _Checkpoint,
-        published: _Published, show: Callable[[Findings], None],
+        published: Published, show: Callable[[Findings], None],
     ) -> None:  # fmt: skip
         begin = beginnings(log)
         self._check_beginning(log, found)
         parts, places = self._parts(log, chosen, begin, checkpoint, found)
         again = Relearning(log, parts, checkpoint.version)
-        trails: dict[tuple[int, str], _Trail] = {}
+        trails: dict[tuple[int, str], Trail] = {}
         relearned = found.relearned
         published.begin_log()
         for step in again.run():
             if isinstance(step, Reached):
                 for key, unlike in checkpoint.compare(again, found):
-                    trails.setdefault((checkpoint.begun, key), _Trail(found)).reached(unlike)
+                    trails.setdefault((checkpoint.begun, key), Trail(found)).reached(unlike)
                 continue
-            trail = trails.setdefault((step.frame.begun, step.key), _Trail(found))
+            trail = trails.setdefault((step.frame.begun, step.key), Trail(found))
             if isinstance(step, Said):
                 self._said(step, places is None or step.place in places, found)
                 if trail.said(step):
@@ -370,7 +310,7 @@ class Auditor:
                     yield Target((head.version, place + 1), key_text(entries[place][2]), head.begun)
 
     def _doubt(
-        self, log: LearnReader, trails: Iterable[_Trail], begin: dict[tuple[int, str], Beginning], found: Findings
+        self, log: LearnReader, trails: Iterable[Trail], begin: dict[tuple[int, str], Beginning], found: Findings
     ) -> None:
         """Where a part was wrong from its keyframe on, that may be wrong: make it again from the one before."""
         doubted = {frame for trail in trails for frame in trail.doubted - trail.seen}
@@ -382,7 +322,7 @@ class Auditor:
             before = segments(log, [Target(end, frame.key, frame.begun)], to_keyframes=True)
             for step in Relearning(log, before).run():
                 if isinstance(step, Passed) and step.frame == frame and step.difference is not None:
-                    found.note(frame.version, None, _of_keyframe(step))
+                    found.note(frame.version, None, of_keyframe(step))
 
     # -- for both
 
@@ -465,14 +405,6 @@ class _Kind(NamedTuple):
     shows_probability: bool
 
 
-class Asked(NamedTuple):
-    """What is needed of a question until its outcome comes."""
-
-    time: int
-    shown: Any
-    examples: int
-
-
 def _branch(run: RunDirectory, number: int | None) -> Start:
     branches = read_branches(run)
     if number is None:
@@ -481,191 +413,6 @@ def _branch(run: RunDirectory, number: int | None) -> Start:
         if start.branch == number:
             return start
     raise StateError(f"there is no branch {number}. Hint: there are {', '.join(str(b.branch) for b in branches)}")
-
-
-def _of_keyframe(step: Passed) -> str:
-    return f"the keyframe of {step.frame.examples:,} examples is not what they give: {step.difference}"
-
-
-class _Trail:
-    """Follows one model along its log, to say where things began to be wrong.
-
-    A prediction that differs may have been changed itself, or its model was taught otherwise before. Which of them, the
-    next keyframe tells: where the model is right there, nothing that it learned was changed. Where it is not, one goes
-    on from that keyframe, so that one change does not hide the next.
-    """
-
-    def __init__(self, found: Findings) -> None:
-        self._found = found
-        self._part: Frame | None = None
-        self.doubted: set[Frame] = set()
-        self.seen: set[Frame] = set()
-        self._begin("the keyframe")
-
-    def _begin(self, anchor: str) -> None:
-        """Everything is right up to here."""
-        self._anchor = anchor
-        self._equal: Said | None = None  # the last one that was
-        self._recent: list[EventId] = []  # what was learned since
-        self._learned = 0
-        self._since_anchor = 0
-        self._wrong: list[Said] = []
-        self._wrongs = 0
-        self._rights = 0  # after the first wrong one, before that was learned from
-        self._own = False  # the first wrong one was learned from
-        self._odd: Passed | None = None  # a keyframe that differs, and it is not clear yet why
-        self._odd_before: tuple[Said | None, list[EventId], int] | None = None
-        self._is_told = False  # from here to the next keyframe nothing new can be said
-
-    def said(self, said: Said) -> bool:
-        """Take a prediction that was made again; whether its record is what is to be expected in the outputs."""
-        self._enter(said.frame)
-        if said.equal:
-            if self._wrong:
-                self._rights += not self._own
-            else:
-                self._equal, self._recent, self._learned = said, [], 0
-                if said.learned:
-                    self._learn(said.id)
-            return True
-        if not self._wrong and self._equal is None:
-            self.doubted.add(said.frame)
-        self._own = self._own or (said.learned and not self._wrong)
-        self._wrongs += 1
-        if len(self._wrong) < FINDINGS:
-            self._wrong.append(said)
-        return False
-
-    def taught(self, taught: Taught) -> None:
-        """Take an example that was learned again."""
-        self._enter(taught.frame)
-        if not taught.learned:
-            return
-        if self._wrong:
-            self._own = self._own or taught.number == self._wrong[0].number
-        else:
-            self._learn(taught.id)
-
-    def _learn(self, id: EventId) -> None:
-        self._learned += 1
-        self._since_anchor += 1
-        if len(self._recent) < SUSPECTS:
-            self._recent.append(id)
-
-    def passed(self, passed: Passed) -> bool:
-        """Take a keyframe that was compared; whether to go on from it."""
-        self.seen.add(passed.frame)
-        anchor = f"the keyframe of {passed.frame.examples:,}"
-        if passed.difference is None:
-            self._model_is_right(anchor)
-            self._begin(anchor)
-            return False
-        if self._is_told or self._wrong or self._odd is not None:
-            if not self._is_told:
-                self._explain(is_right=False)
-            self._begin(anchor)
-            return True
-        self._odd = passed
-        self._odd_before = (self._equal, self._recent, self._learned)
-        return False
-
-    def reached(self, unlike: str | None) -> None:
-        """Take the comparison with the checkpoint's model."""
-        if unlike is None:
-            self._model_is_right("the checkpoint")
-            self._begin("the checkpoint")
-        elif self._wrong or self._odd is not None:
-            self._explain(is_right=False)
-            self._is_told = True
-
-    def broken(self, broken: Broken) -> None:
-        """Take that the model cannot go on."""
-        self.end()
-        self._found.note(broken.place[0], broken.id, f"the model cannot go on as it did then: {broken.text}")
-        self._begin("the keyframe")
-
-    def end(self) -> None:
-        """Nothing more comes of this part."""
-        if not self._is_told:
-            self._explain(is_right=None)
-
-    def _enter(self, frame: Frame) -> None:
-        """A part that begins at this keyframe."""
-        if self._part != frame:
-            if self._part is not None:
-                self.end()
-            self._part = frame
-            self._begin(f"the keyframe of {frame.examples:,}")
-
-    def _model_is_right(self, where: str) -> None:
-        """What was wrong before a place where the model is right was changed itself."""
-        if self._odd is not None:
-            text = "; what comes after it is right without it, so the keyframe itself was changed"
-            self._found.note(self._odd.frame.version, None, _of_keyframe(self._odd) + text)
-        for said in self._wrong:
-            text = f"; the model is right in {where} after it, so its own score was changed"
-            if not self._own:
-                text += ", or its own features"
-            self._found.note(said.place[0], said.id, _unlike(said) + text)
-
-    def _explain(self, is_right: bool | None) -> None:
-        """Say what began to differ; `is_right`: whether the model is right afterwards, None where nobody knows."""
-        if self._odd is not None:
-            equal, recent, learned = self._odd_before or (None, [], 0)
-            text = f"{_of_keyframe(self._odd)}; {self._suspected(equal, recent, learned, 'the keyframe itself')}"
-            self._found.note(self._odd.frame.version, None, text)
-            if is_right is False:
-                return
-        if not self._wrong:
-            return
-        first = self._wrong[0]
-        text = _unlike(first)
-        if first.version != first.examples:
-            text += f", after {self._since(self._equal)}"
-        elif self._rights and is_right is None and not self._own:
-            text += "; those after it are right, so it is its own score that was changed, or its own features"
-        elif self._rights and self._own:
-            text += f"; those next to it are right, so its own features were changed{self._elsewhere()}"
-        else:
-            own = "its own features" if self._own else "its own score or features" if is_right is None else ""
-            text += f"; {self._suspected(self._equal, self._recent, self._learned, own)}"
-        if self._wrongs > 1:
-            text += f"; up to the next keyframe {self._wrongs:,} differ"
-        self._found.note(first.place[0], first.id, text)
-
-    def _suspected(self, equal: Said | None, recent: list[EventId], learned: int, own: str) -> str:
-        since = self._since(equal)
-        if not learned:
-            own = "its own features were changed" if equal is not None else "the model itself was changed, or its code"
-            return f"nothing was learned since {since}, so {own}{self._elsewhere()}"
-        named = ", ".join(map(repr, recent))
-        more = f" and {learned - len(recent):,} more" if learned > len(recent) else ""
-        own = f", or {own}" if own else ""
-        return (
-            f"since {since} the model learned {named}{more}: the label or the features of one of these{own} were "
-            f"changed{self._elsewhere(learned)}"
-        )
-
-    def _since(self, equal: Said | None) -> str:
-        return self._anchor if equal is None else f"{equal.id!r}, which is right"
-
-    def _elsewhere(self, named: int = 0) -> str:
-        """A tree may show much later what it was taught."""
-        if self._since_anchor <= named:
-            return ""
-        return (
-            f", or one of {self._since_anchor:,} learned since {self._anchor}, if the model does not show at once what "
-            "it learns"
-        )
-
-
-def _unlike(said: Said) -> str:
-    if said.version != said.examples:
-        return (
-            f"it was said after {said.version:,} examples, but {said.examples:,} are found before it: others were "
-            "taken out of the learn log, or put in"
-        )
-    return f"it said {said.logged!r}, made again it is {said.output!r}"
 
 
 class _Checkpoint:
@@ -736,117 +483,3 @@ class _Checkpoint:
             found.note(self._version.number, None, self._fault)
             self._fault = None
         return self._kept
-
-
-class _Line(msgspec.Struct):
-    """What is looked at of a record first."""
-
-    id: Any
-
-
-_LEFT = -1
-"""In place of a record's checksum: it is known, and was not compared."""
-
-
-class _Published:
-    """Compares what was made again with what the outputs hold, line by line."""
-
-    def __init__(self, auditor: Auditor) -> None:
-        self._auditor = auditor
-        self._files = dict(auditor.published())
-        # By kind and id: the checksums of records, with their places in the log's order in the bits above.
-        self._lines: dict[str, dict[EventId, list[int]]] = {kind: {} for kind in self._files}
-        self._open: dict[int, Asked] = {}
-        self._count = 0
-        self._logs: list[int] = []
-        self._is_full = False
-
-    def begin_log(self) -> None:
-        """What comes is of another log."""
-        self._logs.append(self._count)
-        self._open.clear()
-
-    def said(self, said: Said) -> None:
-        """Take a prediction that was made again."""
-        self._expect("predictions", said.id, self._auditor.prediction, said)
-        if "outcomes" in self._files:
-            self._open[said.number] = Asked(
-                said.time, self._auditor.shown(said.output, said.frame.begun), said.examples
-            )
-            if len(self._open) > PUBLISHED:  # many are never answered
-                del self._open[next(iter(self._open))]
-
-    def leave(self, said: Said) -> None:
-        """Take one that is not to be compared."""
-        if "predictions" in self._lines:
-            self._lines["predictions"].setdefault(said.id, []).append(_LEFT)
-
-    def taught(self, taught: Taught) -> None:
-        """Take an outcome."""
-        said = self._open.pop(taught.number, None)
-        if said is not None:
-            self._expect("outcomes", taught.id, self._auditor.outcome, said, taught)
-
-    def _expect(self, kind: str, id: EventId, record: Callable[..., Any], *of: Any) -> None:
-        lines = self._lines.get(kind)
-        if lines is None:
-            return
-        if len(lines) >= PUBLISHED:
-            self._is_full = True
-            return
-        lines.setdefault(id, []).append(self._count << 32 | crc32(encode(record(*of))))
-        self._count += 1
-
-    def compare(self, found: Findings, whole: bool) -> None:
-        """Read the outputs; `whole`: every prediction was made again."""
-        for kind, path in self._files.items():
-            self._compare(kind, path, found, whole and kind == "predictions" and not self._is_full)
-
-    def _compare(self, kind: str, path: Path, found: Findings, whole: bool) -> None:
-        expected = self._lines[kind]
-        matched: list[int] = []
-        strange: list[tuple[int, Any]] = []  # lines that nothing was made again of, since the last one that was
-        decoder = msgspec.json.Decoder(_Line)
-        wrong: set[Any] = set()
-        with path.open("rb") as lines:
-            for row, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    id = decoder.decode(line).id
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    found.note(0, None, f"{path}:{row} is no record")
-                    continue
-                wanted = expected.get(id) if type(id) in (int, str) else None
-                if wanted is None:
-                    if matched and len(strange) < FINDINGS:
-                        strange.append((row, id))
-                    continue
-                crc = crc32(line)
-                place = next((i for i, each in enumerate(wanted) if each & 0xFFFFFFFF == crc and each >= 0), None)
-                if place is not None:
-                    matched.append(wanted.pop(place) >> 32)
-                    if whole:
-                        for other, of in strange:
-                            found.note(0, of, f"{path}:{other} is of a prediction that the learn log does not have")
-                    strange = []
-                elif any(each != _LEFT for each in wanted) or not wanted:
-                    wrong.add(id)
-                    found.note(0, id, f"{path}:{row} is not what was said, when it is made again")
-        found.published[kind] = len(matched) + len(wrong)
-        self._find_missing(path, expected, matched, wrong, found)
-
-    def _find_missing(
-        self, path: Path, expected: dict[EventId, list[int]], matched: list[int], wrong: set[Any], found: Findings
-    ) -> None:
-        """Records that are not there, between others of the same log that are."""
-        ends: dict[int, tuple[int, int]] = {}
-        for place in matched:
-            log = bisect_right(self._logs, place)
-            low, high = ends.get(log, (place, place))
-            ends[log] = (min(low, place), max(high, place))
-        for id, left in expected.items():
-            for each in left:
-                low, high = ends.get(bisect_right(self._logs, each >> 32), (0, 0))
-                if each != _LEFT and id not in wrong and low < each >> 32 < high:
-                    found.note(0, id, f"{path} does not have it between the others")

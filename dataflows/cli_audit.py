@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dataflows.audit import Auditor, Findings, Remade
+from dataflows.audit import Auditor, Remade
 from dataflows.cli_state import Directory, JobArgument, Json, run_of
 from dataflows.events import encode, to_datetime
+from dataflows.findings import Findings
 from dataflows.job import Job, JobError
 from dataflows.runtime import load_job
 from dataflows.state import StateError

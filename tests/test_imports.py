@@ -46,6 +46,8 @@ LAYERS = [
         "dataflows.fork",
         "dataflows.history",
         "dataflows.relearn",
+        "dataflows.findings",
+        "dataflows.published",
         "dataflows.audit",
         "dataflows.dataset",
         "dataflows.models",

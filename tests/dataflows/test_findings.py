@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dataflows.audit import Findings, _Trail
+from dataflows.findings import Findings, Trail
 from dataflows.learnstore import Frame
 from dataflows.relearn import Passed, Said, Taught
 from dataflows.state import Version
@@ -22,7 +22,7 @@ class Story:
 
     def __init__(self) -> None:
         self.found = Findings()
-        self.trail = _Trail(self.found)
+        self.trail = Trail(self.found)
         self.begin = frame(0)
         self.examples = 0
         self.asked = 0
